@@ -1,0 +1,63 @@
+// What one launch of a multi-tensor op works on, and how the work is cut. Plain data: the CPU and the CUDA
+// drivers read the same rows.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "layout.h"
+
+namespace onepass {
+
+constexpr int kMaxStates = 3;
+constexpr int kMaxStreams = 2 + kMaxStates;
+enum Stream { kParam = 0, kGrad = 1, kState = 2 };
+
+// One parameter of a step.
+struct Row {
+  void* data[kMaxStreams];    // parameter, gradient, states in the rule's order
+  DType dtype[kMaxStreams];
+  const Layout* layout;       // owned by whoever owns the row
+  void* step;                 // the step counter's element, advanced by one; null once it need not be
+  DType step_dtype;           // float32 or float64
+  int32_t group;              // row of the hyperparameter tensor
+  double t;                   // the number of this step, from 1
+};
+
+struct Launch {
+  std::vector<Row> rows;
+  std::vector<int64_t> begin;  // rows.size() + 1 running sums of numel: where each row starts in the whole
+  const double* hyper = nullptr;
+  int64_t hyper_columns = 0;
+  double inv_scale = 1.0;
+
+  void clear() {
+    rows.clear();
+    begin.assign(1, 0);
+  }
+  void add(const Row& row) {
+    rows.push_back(row);
+    begin.push_back(begin.back() + row.layout->numel);
+  }
+  int64_t numel() const { return begin.back(); }
+};
+
+struct Cut {
+  int64_t row, offset;
+};
+
+// A piece never starts inside 64 elements: so the elements that a vector loop leaves to its tail are the same
+// ones for any number of pieces, and so are the bits.
+constexpr int64_t kCutMultiple = 64;
+
+// Where piece k of `pieces` equal ones starts, k = 0 .. pieces. 64-bit throughout: numel may pass 2^31.
+inline Cut cut(const std::vector<int64_t>& begin, int64_t pieces, int64_t k) {
+  const int64_t rows = static_cast<int64_t>(begin.size()) - 1;
+  if (k == pieces) return {rows, 0};
+  const int64_t numel = begin.back();
+  const int64_t target = numel / pieces * k + numel % pieces * k / pieces;
+  const int64_t row = std::upper_bound(begin.begin(), begin.end(), target) - begin.begin() - 1;
+  if (row == rows) return {rows, 0};
+  return {row, (target - begin[row]) / kCutMultiple * kCutMultiple};
+}
+
+}  // namespace onepass

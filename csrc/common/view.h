@@ -1,0 +1,40 @@
+// What a kernel needs to know of a tensor, wherever it came from (a dispatcher argument, a Python object).
+// A view owns nothing: sizes and strides belong to the tensor and live as long as the call.
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace onepass {
+
+struct View {
+  void* data = nullptr;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  int32_t dim = 0;
+  DType dtype = DType::kOther;
+  int32_t device_type = 0;  // DLPack's number: 1 is the CPU
+  int32_t device_index = 0;
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int d = 0; d < dim; ++d) n *= sizes[d];
+    return n;
+  }
+};
+
+inline bool same_sizes(const View& a, const View& b) {
+  if (a.dim != b.dim) return false;
+  for (int d = 0; d < a.dim; ++d)
+    if (a.sizes[d] != b.sizes[d]) return false;
+  return true;
+}
+
+// Strides of dimensions of size 1 mean nothing and are not compared.
+inline bool same_strides(const View& a, const View& b) {
+  for (int d = 0; d < a.dim; ++d)
+    if (a.sizes[d] != 1 && a.strides[d] != b.strides[d]) return false;
+  return true;
+}
+
+}  // namespace onepass

@@ -1,0 +1,75 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "../common/check.h"
+
+namespace onepass {
+
+// ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
+#define ISA(name, opt_in) \
+  namespace name {        \
+  extern const KernelTable kernels; \
+  }
+ONEPASS_ISAS
+#undef ISA
+
+const std::vector<Isa>& built_isas() {
+#define ISA(name, opt_in) {#name, &name::kernels, opt_in},
+  static const std::vector<Isa> isas = {ONEPASS_ISAS};
+#undef ISA
+  return isas;
+}
+
+static unsigned features_here() {
+  unsigned f = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) f |= kAvx2;
+  if (__builtin_cpu_supports("fma")) f |= kFma;
+  if (__builtin_cpu_supports("f16c")) f |= kF16c;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    f |= kAvx512;
+#endif
+  return f;
+}
+
+bool runs_here(const Isa& isa) {
+  static const unsigned here = features_here();
+  return (isa.kernels->features & ~here) == 0;
+}
+
+static const Isa& find(const std::string& name) {
+  std::string known;
+  for (const Isa& isa : built_isas()) {
+    if (name == isa.name) {
+      if (!runs_here(isa)) fail("ONEPASS_ISA: this processor cannot run '", name, "'");
+      return isa;
+    }
+    known += std::string(known.empty() ? "" : ", ") + isa.name;
+  }
+  fail("ONEPASS_ISA: '", name, "' is not built; built are: ", known);
+}
+
+static const Isa& strongest() {
+  const Isa* best = &built_isas().front();
+  for (const Isa& isa : built_isas())
+    if (!isa.opt_in && runs_here(isa)) best = &isa;
+  return *best;
+}
+
+static const Isa*& chosen() {
+  static const Isa* isa = [] {
+    const char* asked = std::getenv("ONEPASS_ISA");
+    return asked && *asked ? &find(asked) : &strongest();
+  }();
+  return isa;
+}
+
+const Isa& current_isa() { return *chosen(); }
+
+void use_isa(const std::string& name) { chosen() = name.empty() ? &strongest() : &find(name); }
+
+}  // namespace onepass

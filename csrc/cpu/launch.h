@@ -1,0 +1,9 @@
+// Runs a kernel over a launch, in one parallel region on torch's threads, and advances the step counters.
+#pragma once
+#include "isa.h"
+
+namespace onepass {
+
+void run(const Launch& launch, OptimKernel kernel);
+
+}  // namespace onepass

@@ -1,0 +1,54 @@
+// Adam (Kingma & Ba 2015), AMSGrad (Reddi et al. 2018), AdamW (Loshchilov & Hutter 2019).
+//
+//   g  <- gradient, after Step: unscaled, negated to maximize, plus weight_decay * p unless decoupled
+//   m  <- beta1 * m + (1 - beta1) * g
+//   v  <- beta2 * v + (1 - beta2) * g^2
+//   v' <- v, or with AMSGrad the largest v so far
+//   p  <- p - [ lr * weight_decay * p  +  lr / (1 - beta1^t) * m / (sqrt(v') / sqrt(1 - beta2^t) + eps) ]
+//             ^ decoupled only
+//
+// Order of rounding. Everything in the brackets is summed before p is touched, so that p is rounded
+// once a step. torch multiplies p by fp32(1 - lr * weight_decay) first: that factor is off by up to 3e-8,
+// the same way at every step, and p is rounded twice. eps stands outside the root, after the bias
+// correction, as in torch. A weight that is inf becomes NaN under decoupled decay (inf - inf).
+#pragma once
+#include "rule.h"
+
+namespace onepass {
+
+// One row of the hyperparameter tensor; the columns of onepass.ops.ADAM_HYPER, in its order.
+struct AdamHyper {
+  double lr, beta1, beta2, eps, weight_decay, maximize;
+};
+
+template <class Real, bool kDecoupled, bool kAmsgrad>
+struct Adam {
+  using T = Real;
+  using Hyper = AdamHyper;
+  static constexpr int kStates = kAmsgrad ? 3 : 2;  // exp_avg, exp_avg_sq[, max_exp_avg_sq]
+  static constexpr bool kL2 = !kDecoupled;
+
+  Decay<T> beta1, beta2;
+  T step_size, rsqrt_bias2, eps, decay;
+
+  // t is the number of this step, from 1.
+  static ONEPASS_HD Adam make(const Hyper& h, double t) {
+    const double bias1 = 1.0 - std::pow(h.beta1, t), bias2 = 1.0 - std::pow(h.beta2, t);
+    return {Decay<T>::make(h.beta1),
+            Decay<T>::make(h.beta2),
+            static_cast<T>(h.lr / bias1),
+            static_cast<T>(1.0 / std::sqrt(bias2)),
+            static_cast<T>(h.eps),
+            static_cast<T>(h.lr * h.weight_decay)};
+  }
+
+  ONEPASS_HD void operator()(T g, T& p, T* state) const {
+    const T m = state[0] = beta1.keep(state[0], beta1.rest * g);
+    T v = state[1] = beta2.keep(state[1], beta2.rest * g * g);
+    if constexpr (kAmsgrad) v = state[2] = max_or_nan(state[2], v);
+    const T update = step_size * m / (std::sqrt(v) * rsqrt_bias2 + eps);
+    p -= kDecoupled ? decay * p + update : update;
+  }
+};
+
+}  // namespace onepass

@@ -1,0 +1,174 @@
+"""Which backend serves which device, and the switch between them.
+
+Order of preference: CPU: cpp, reference. CUDA: cpp, triton, reference. Anything else: reference.
+`use_backend(name)` puts one backend first on every device it serves, for the whole process; ONEPASS_BACKEND
+does so from the start.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import call_checks
+from .ops import OPS, Op
+
+# Built with the package or not at all. A build that is there but does not load is an error, not a fallback.
+_C: Any = importlib.import_module("onepass._C") if importlib.util.find_spec("onepass._C") else None
+
+BACKENDS = ("cpp", "triton", "reference")
+
+
+def target(path: str) -> Callable:
+    """The function that a "module:function" of the table names."""
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _checked_reference(op: Op) -> Callable:
+    reference, check = target(op.reference), getattr(call_checks, op.check)
+
+    @functools.wraps(reference)
+    def run(*args, **kwargs):
+        check(op, *args, **kwargs, values=True)
+        return reference(*args, **kwargs)
+
+    return run
+
+
+def _fake(op: Op) -> Callable:
+    check = getattr(call_checks, op.check)
+    return lambda *args, **kwargs: check(op, *args, **kwargs, values=False)
+
+
+def _register() -> torch.library.Library:
+    """Defines every op of the table. The reference serves each device that nothing else does; the C++
+    kernels registered themselves for theirs when onepass._C was loaded."""
+    library = torch.library.Library("onepass", "DEF")
+    for op in OPS:
+        library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(op.name, _checked_reference(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"onepass::{op.name}", _fake(op), lib=library)
+    return library
+
+
+_library = _register()
+
+
+def serves(backend: str, device: str) -> bool:
+    """Can this backend serve some op on this type of device, here and now?"""
+    if backend == "cpp":
+        return _C is not None and any(device.upper() in op.cpp for op in OPS)
+    if backend == "triton":
+        return device == "cuda" and any(op.triton for op in OPS) and bool(importlib.util.find_spec("triton"))
+    return True
+
+
+def available() -> list[str]:
+    return [b for b in BACKENDS if any(serves(b, device) for device in ("cpu", "cuda"))]
+
+
+def _reference_everywhere() -> torch.library.Library:
+    """The reference in front of every C++ kernel, until the library is destroyed."""
+    library = torch.library.Library("onepass", "IMPL")
+    with warnings.catch_warnings():  # that a kernel is overridden is what was asked for
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for op in OPS:
+            for key in op.cpp if _C is not None else ():
+                library.impl(op.name, _checked_reference(op), key, allow_override=True)
+    return library
+
+
+class use_backend:
+    """Puts a backend first, from now on or for a with-block.
+
+    Args:
+        name: "cpp", "triton" or "reference"; None for the order of preference.
+
+    Process-wide, threads included. Devices that the backend does not serve keep the order of preference.
+    Used as a context manager it goes back, at the block's end, to what was set before.
+
+    Raises:
+        ValueError: the name is none of these, or that backend is not built or installed here.
+    """
+
+    _current: str | None = None
+    _override: torch.library.Library | None = None
+    _changes = 0
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None and name not in BACKENDS:
+            raise ValueError(f"use_backend: {name!r} is none of {', '.join(BACKENDS)}")
+        if name is not None and name not in available():
+            raise ValueError(
+                f"use_backend: {name!r} is not built or installed here; there are {', '.join(available())}"
+            )
+        self._before = use_backend._current
+        self._switch(name)
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._switch(self._before)
+
+    @staticmethod
+    def _switch(name: str | None) -> None:
+        if use_backend._override is not None:
+            use_backend._override._destroy()
+            use_backend._override = None
+        if name == "reference":
+            use_backend._override = _reference_everywhere()
+        use_backend._current = name
+        use_backend._changes += 1
+
+
+def backend_of(device: str) -> str:
+    """The backend that serves this type of device now: "cpu", "cuda" ..."""
+    first = use_backend._current
+    order = BACKENDS if first is None else (first, *BACKENDS)
+    return next(b for b in order if serves(b, device))
+
+
+def changes() -> int:
+    """Grows with every switch: what was cached under another number is stale."""
+    return use_backend._changes
+
+
+def optim_plan(device: str) -> Callable | None:
+    """The class that steps an eager optimizer on this type of device in one call, or None: then the ops do."""
+    return _C.OptimPlan if device == "cpu" and backend_of(device) == "cpp" else None
+
+
+def isas() -> list[str]:
+    """Instruction sets of the C++ kernels that this processor runs, weakest first."""
+    return [name for name, runs, _ in _C.isas() if runs] if _C is not None else []
+
+
+def isa() -> str | None:
+    return _C.isa() if _C is not None else None
+
+
+class use_isa:
+    """Picks the instruction set of the C++ kernels, from now on or for a with-block; process-wide."""
+
+    def __init__(self, name: str) -> None:
+        if _C is None:
+            raise ValueError("use_isa: the C++ kernels are not built here")
+        self._before = _C.isa()
+        _C.use_isa(name)
+
+    def __enter__(self) -> "use_isa":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _C.use_isa(self._before)
+
+
+if os.environ.get("ONEPASS_BACKEND"):
+    use_backend(os.environ["ONEPASS_BACKEND"])

@@ -1,0 +1,69 @@
+"""Adam and AdamW."""
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from ..ops import ADAM_HYPER
+from .base import FusedOptimizer
+
+
+class Adam(FusedOptimizer, torch.optim.Adam):
+    """torch.optim.Adam with the whole step in one pass over memory (28 bytes per fp32 parameter).
+
+    Constructor, defaults, param_groups, state names and state_dict are torch.optim.Adam's; see there for the
+    arguments. `foreach` and `fused` are accepted and kept, but do not change how a step is done. Formula and
+    order of rounding: csrc/rules/adam.h (Kingma & Ba 2015; AMSGrad: Reddi et al. 2018).
+
+    step() writes, in place, each parameter that has a gradient and its state: `exp_avg`, `exp_avg_sq` and,
+    with amsgrad, `max_exp_avg_sq`, of the parameter's shape (float32 for bfloat16 and float16 parameters,
+    whatever dtype a loaded state_dict holds; else the parameter's dtype), and `step`, one element. Gradients
+    are only read.
+
+    Raises:
+        ValueError: an argument of the constructor or of a param group is out of range (torch's words).
+        RuntimeError: sparse gradients; a gradient or state of the wrong shape, dtype or device; freed
+            storage. No tensor has been written then.
+    """
+
+    _state_names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+    def _variant(self, group: dict) -> tuple[str, bool]:
+        return "adamw_" if group["decoupled_weight_decay"] else "adam_", group["amsgrad"]
+
+    def _hyper(self, group: dict) -> list[float | Tensor]:
+        beta1, beta2 = group["betas"]
+        values = {**group, "beta1": beta1, "beta2": beta2}
+        return [values[name] for name in ADAM_HYPER]
+
+    def _torch_step(self, group: dict, lists: tuple[list[Tensor], ...], has_complex: bool) -> None:
+        beta1, beta2 = group["betas"]
+        adam(
+            *lists,
+            has_complex=has_complex,
+            beta1=beta1,
+            beta2=beta2,
+            fused=False,
+            **{name: group[name] for name in _PASSED_ON},
+        )
+
+
+_PASSED_ON = (
+    "lr",
+    "weight_decay",
+    "eps",
+    "amsgrad",
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+)
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """torch.optim.AdamW with the whole step in one pass over memory (28 bytes per fp32 parameter).
+
+    Constructor, defaults, param_groups, state names and state_dict are torch.optim.AdamW's (Loshchilov &
+    Hutter 2019). For all else see onepass.optim.Adam.
+    """

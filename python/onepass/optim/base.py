@@ -1,0 +1,254 @@
+"""What every optimizer of ours has in common: torch's surroundings, our step.
+
+A step takes one of three ways, group by group:
+  plan    CPU parameters in eager mode: one call into C++ for all tensors of all groups
+  op      torch.ops.onepass.*: other devices, tensor subclasses, under torch.compile, other backends
+  torch   what no kernel serves (complex, differentiable, a parameter listed twice): torch's own function
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _get_scalar_dtype, _use_grad_for_differentiable
+
+from .. import backends, checks
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _served(group: dict[str, Any]) -> bool:
+    """Do our kernels serve this group, whatever the backend?"""
+    params = group["params"]
+    return (
+        not group["differentiable"]
+        and all(p.dtype in checks.SERVED and not p.is_sparse for p in params)
+        and len({id(p) for p in params}) == len(params)
+    )
+
+
+def _plannable(group: dict[str, Any]) -> bool:
+    return all(type(p) in _PLAIN and p.device.type == "cpu" for p in group["params"])
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Put before a torch.optim class: keeps its constructor and state_dict, replaces its step().
+
+    A subclass names its states in `_state_names`, in the order of its op, and writes `_variant`, `_hyper` and
+    `_torch_step`.
+    """
+
+    _state_names: tuple[str, ...]
+    _plans: "tuple[Plan, ...] | None" = None  # None: to be built by the next step
+    _plans_key: Any = None
+
+    # --- what a subclass says of itself -----------------------------------------------------------------
+    def _variant(self, group: dict[str, Any]) -> tuple[str, bool]:
+        """The op that steps this group, and whether it keeps the rule's optional last state."""
+        raise NotImplementedError
+
+    def _hyper(self, group: dict[str, Any]) -> list[Any]:
+        """The group's hyperparameters in the order of the op's columns; floats or one-element tensors."""
+        raise NotImplementedError
+
+    def _torch_step(self, group: dict[str, Any], lists: tuple[list[Tensor], ...], has_complex: bool) -> None:
+        """torch's own functional step, on the lists that torch's _init_group filled."""
+        raise NotImplementedError
+
+    # --- the step ---------------------------------------------------------------------------------------
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Does one step. Arguments and result are torch.optim.Optimizer.step's."""
+        if torch.compiler.is_compiling():
+            return self._compiled_step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._eager_step()
+        return loss
+
+    def _eager_step(self) -> None:
+        plans = self._gathered_plans()
+        rest = [g for i, g in enumerate(self.param_groups) if not any(i in p.served for p in plans)]
+        if rest:
+            self._check_capture(rest)
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                self._op_step(rest)
+        for plan in plans:
+            plan.run()
+
+    @_use_grad_for_differentiable
+    def _compiled_step(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._op_step(self.param_groups)
+        return loss
+
+    def _op_step(self, groups: list[dict[str, Any]]) -> None:
+        calls: dict[Any, Call] = defaultdict(Call)
+        for group in groups:
+            lists: tuple[list[Tensor], ...] = tuple([] for _ in range(3 + len(self._state_names)))
+            has_complex = self._init_group(group, *lists)
+            if not lists[0]:
+                continue
+            if not _served(group):
+                self._torch_step(group, lists, has_complex)
+                continue
+            op, _ = variant = self._variant(group)
+            for device in {p.device for p in lists[0]}:
+                calls[op, variant, device].add(lists, self._hyper(group), device)
+        for (op, _, _), call in calls.items():
+            getattr(torch.ops.onepass, op)(*call.lists, call.hyper(), call.groups)
+            if not torch.compiler.is_compiling():
+                torch.autograd.graph.increment_version(call.lists[0])
+
+    def _check_capture(self, groups: list[dict[str, Any]]) -> None:
+        if any(p.device.type != "cpu" for g in groups for p in g["params"]):
+            self._accelerator_graph_capture_health_check()
+
+    # --- the plans --------------------------------------------------------------------------------------
+    def _gathered_plans(self) -> "tuple[Plan, ...]":
+        """The plans, ready to run; () where a tensor is in the way of them and the ops have to do it."""
+        hypers = [self._hyper(group) for group in self.param_groups]
+        key = backends.changes(), [(self._variant(g), g["differentiable"]) for g in self.param_groups]
+        if self._plans is not None and key == self._plans_key and all(p.gather(hypers) for p in self._plans):
+            return self._plans
+        self._plans = None
+        self._check_grads()
+        plans = self._build_plans()
+        if not all(plan.gather(hypers) for plan in plans):
+            return ()
+        self._plans, self._plans_key = plans, key
+        return plans
+
+    def _build_plans(self) -> "tuple[Plan, ...]":
+        plan_class = backends.optim_plan("cpu")
+        if plan_class is None:
+            return ()
+        served: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for i, group in enumerate(self.param_groups):
+            if group["params"] and _served(group) and _plannable(group):
+                served[self._variant(group)].append(i)
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self._init_state(p, group)
+        return tuple(
+            Plan(plan_class, self, variant, tuple(indices)) for variant, indices in served.items()
+        )
+
+    def _check_grads(self) -> None:
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not support sparse gradients, "
+                        "please consider SparseAdam instead"
+                    )
+                tensors = {"params": p, "grads": p.grad, **self.state.get(p, {})}
+                for name, t in tensors.items():
+                    if isinstance(t, Tensor) and checks.freed(t):
+                        op, _ = self._variant(group)
+                        raise RuntimeError(f"{op}: {name}[{i}] has no storage: it was freed")
+
+    # --- the state --------------------------------------------------------------------------------------
+    def _state_dtype(self, p: Tensor) -> torch.dtype:
+        return torch.float32 if p.dtype in checks.HALF else p.dtype
+
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Zero states and step counter, as torch makes them, where there are none."""
+        state = self.state[p]
+        if state:
+            return
+        _, optional = self._variant(group)
+        dtype = _get_scalar_dtype(is_fused=group["fused"])
+        state["step"] = torch.zeros((), dtype=dtype, device=p.device)
+        for name in self._state_names if optional else self._state_names[:-1]:
+            state[name] = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        if _served(group):
+            for p in group["params"]:
+                if p.grad is not None and not p.grad.is_sparse:
+                    self._init_state(p, group)
+        return super()._init_group(group, *lists)
+
+    # --- torch's surroundings ---------------------------------------------------------------------------
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._plans = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state_dict of ours or of torch's. Moments of half parameters stay, or become, float32."""
+        seen: dict[str, Any] = {}
+        # After the user's hooks on the way in, before them on the way out.
+        before = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
+        after = self.register_load_state_dict_post_hook(lambda _: self._keep_precision(seen), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _keep_precision(self, loaded: dict[str, Any]) -> None:
+        """torch casts a loaded state to its parameter's dtype: take it from what was loaded instead."""
+        ids = [i for group in loaded["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, params, strict=True):
+            for name, value in loaded["state"].get(i, {}).items():
+                if name == "step":
+                    self.state[p][name] = self.state[p][name].to(p.device)
+                elif p.dtype in checks.HALF and name in self._state_names:
+                    self.state[p][name] = value.to(dtype=self._state_dtype(p), device=p.device)
+
+
+class Plan:
+    """A C++ plan and the groups it serves."""
+
+    def __init__(self, plan_class: Callable, owner: FusedOptimizer, variant: tuple, served: tuple[int, ...]):
+        op, optional = variant
+        names = owner._state_names if optional else owner._state_names[:-1]
+        self.served = served
+        self._plan = plan_class(op, optional, owner.param_groups, list(served), owner.state, list(names))
+        self.run = self._plan.run
+
+    def gather(self, hypers: list[list[Any]]) -> bool:
+        return self._plan.gather([float(x) for i in self.served for x in hypers[i]])
+
+
+class Call:
+    """The arguments of one op call: the groups of one op, variant and device, joined."""
+
+    def __init__(self) -> None:
+        self.lists: list[list[Tensor]] = []
+        self.rows: list[list[Any]] = []
+        self.groups: list[int] = []
+
+    def add(self, lists: tuple[list[Tensor], ...], row: list[Any], device: torch.device) -> None:
+        here = [i for i, p in enumerate(lists[0]) if p.device == device]
+        self.lists = self.lists or [[] for _ in lists]
+        for mine, theirs in zip(self.lists, lists, strict=True):
+            mine += [theirs[i] for i in here] if theirs else []
+        self.groups += [len(self.rows)] * len(here)
+        self.rows.append(row)
+
+    def hyper(self) -> Tensor:
+        """One float64 tensor [groups, columns]. A tensor among the values is copied in without a host sync:
+        the result lives where it does."""
+        floats = [[0.0 if isinstance(x, Tensor) else float(x) for x in row] for row in self.rows]
+        packed = torch.tensor(floats, dtype=torch.float64)
+        for g, row in enumerate(self.rows):
+            for column, x in enumerate(row):
+                if isinstance(x, Tensor):
+                    packed = packed.to(x.device)
+                    packed[g, column] = x.reshape(())
+        return packed

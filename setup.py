@@ -1,0 +1,114 @@
+"""Builds onepass._C (CPU ops + the Python module) with ninja.
+
+Metadata stands in pyproject.toml. Environment:
+  ONEPASS_BUILD=0   build nothing: the plain-PyTorch reference serves every op
+  CXX               the C++ compiler (g++)
+  MAX_JOBS          how many files are compiled at once
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class Isa(NamedTuple):
+    """One build of the kernel files. A line more is an instruction set more; see csrc/cpu/isa.h."""
+
+    name: str
+    flags: str
+    opt_in: bool = False  # runs only when ONEPASS_ISA asks for it
+
+
+ISAS = [Isa("baseline", "")]
+if sysconfig.get_platform().endswith("x86_64"):
+    ISAS += [
+        Isa("avx2", "-mavx2 -mfma -mf16c"),
+        Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c", opt_in=True),
+    ]
+
+KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
+HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
+
+# The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
+CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra"
+
+
+def torch_flags() -> tuple[list[str], list[str]]:
+    import torch
+
+    root = Path(torch.__file__).parent
+    compile_flags = [
+        f"-isystem{root / 'include'}",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",  # one build serves every torch from 2.10 on
+        f'-DONEPASS_BUILD_TORCH="{torch.__version__}"',
+    ]
+    return compile_flags, [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+
+
+def python_flags() -> list[str]:
+    import pybind11
+
+    return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+
+
+class NinjaFile:
+    """Rules and edges of the build, and the objects made so far."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines, self.objects = folder, [], []
+
+    def rule(self, name: str, command: list[str], depfile: bool = False):
+        self.lines += [f"rule {name}", "  command = " + " ".join(command), f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def compile(self, source: str, suffix: str = "", flags: list[str] | None = None):
+        target = self.folder / (Path(source).name + suffix + ".o")
+        self.objects.append(str(target))
+        self.lines += [f"build {target}: cxx {ROOT / source}", f"  flags = {shlex.join(flags or [])}"]
+
+    def run(self, output: Path):
+        self.lines += [f"build {output}: link {' '.join(self.objects)}", ""]
+        path = self.folder / "build.ninja"
+        path.write_text("\n".join(self.lines))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        subprocess.check_call([sys.executable, "-m", "ninja", "-f", str(path), *jobs])
+
+
+class Build(build_ext):
+    def build_extension(self, ext: Extension):
+        cxx = os.environ.get("CXX", "g++")
+        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"  # stays, so that a rebuild is short
+        folder.mkdir(parents=True, exist_ok=True)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+        compile_flags, link_flags = torch_flags()
+        compile_flags = [*CXXFLAGS.split(), *python_flags(), *compile_flags]
+        table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
+
+        ninja = NinjaFile(folder)
+        ninja.rule("cxx", [cxx, shlex.join(compile_flags), "$flags -MMD -MF $out.d -c $in -o $out"], depfile=True)
+        ninja.rule("link", [cxx, "-shared $in -o $out", shlex.join(link_flags)])
+        for source in HOST:
+            ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])
+        for source in KERNELS:
+            for isa in ISAS:
+                ninja.compile(source, f".{isa.name}", [*isa.flags.split(), f"-DONEPASS_ISA={isa.name}"])
+        ninja.run(output)
+
+
+built = os.environ.get("ONEPASS_BUILD", "1") != "0"
+setup(
+    ext_modules=[Extension("onepass._C", [])] if built else [],
+    cmdclass={"build_ext": Build},
+)
