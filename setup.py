@@ -51,7 +51,7 @@ def torch_flags() -> tuple[list[str], list[str]]:
         "-DTORCH_TARGET_VERSION=0x020a000000000000",  # one build serves every torch from 2.10 on
         f'-DONEPASS_BUILD_TORCH="{torch.__version__}"',
     ]
-    return compile_flags, [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    return compile_flags, [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
 
 
 def python_flags() -> list[str]:

@@ -1,11 +1,11 @@
 // The dispatcher's way in: a schema's arguments to rows, one launch. Stable ABI, so one build serves every
 // torch from 2.10 on. Schemas are defined in onepass/ops.py; here each op has one line at the foot.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 
 #include "common/optim_args.h"
+#include "common/torch_view.h"
 #include "cpu/launch.h"
 
 namespace onepass {
@@ -14,33 +14,10 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
 
-static DType dtype_of(const Tensor& t) {
-  using torch::headeronly::ScalarType;
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: return DType::kOther;
-  }
-}
-
-static View view_of(const Tensor& t) {
-  View v;
-  v.data = t.data_ptr();
-  v.sizes = t.sizes().data();
-  v.strides = t.strides().data();
-  v.dim = static_cast<int32_t>(t.dim());
-  v.dtype = dtype_of(t);
-  v.device_type = t.is_cpu() ? 1 : 2;
-  v.device_index = t.is_cpu() ? 0 : t.get_device_index();
-  return v;
-}
-
 static double scalar_of(const char* op, const char* name, const MaybeTensor& t, double otherwise) {
   if (!t) return otherwise;
   const View v = view_of(*t);
-  if (v.numel() != 1 || v.dtype != DType::kFloat32 || v.device_type != 1)
+  if (v.numel() != 1 || v.dtype != DType::kFloat32 || !v.on_cpu)
     fail(op, ": ", name, " has to be one torch.float32 element on the CPU");
   return *static_cast<const float*>(v.data);
 }
@@ -52,7 +29,7 @@ static void check_length(const OptimSpec& spec, const char* list, size_t length,
 
 static void check_hyper(const OptimSpec& spec, const Tensor& hyper, const std::vector<int64_t>& groups) {
   const View v = view_of(hyper);
-  if (v.dtype != DType::kFloat64 || v.device_type != 1 || v.dim != 2 || v.sizes[1] != spec.columns ||
+  if (v.dtype != DType::kFloat64 || !v.on_cpu || v.dim != 2 || v.sizes[1] != spec.columns ||
       !hyper.is_contiguous())
     fail(spec.op, ": hyper has to be a contiguous torch.float64 tensor [groups, ", spec.columns,
          "] on the CPU, came with shape ", Shape{v});
@@ -91,7 +68,7 @@ static void optim_step(const OptimSpec& spec, bool variant, std::initializer_lis
     row.layout = &layouts[i];
     row.step = step.data;
     row.step_dtype = step.dtype;
-    row.t = read_step(step) + 1;
+    row.t = read_step(step.data, step.dtype) + 1;
     row.group = static_cast<int32_t>(groups[i]);
     launch.add(row);
   }
@@ -111,6 +88,13 @@ static void adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
   optim_step(optim_spec(kWhich), amsgrad, {&params, &grads, &exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs}, steps,
              hyper, groups, grad_scale, found_inf);
 }
+
+// Hands the tensors of a list to the plan that asked: the one stable way from a Python tensor to its handle.
+static void hold(Tensors tensors, int64_t into) { *reinterpret_cast<Tensors*>(into) = std::move(tensors); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(onepass, m) { m.def("_hold(Tensor[] tensors, int into) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(onepass, CompositeExplicitAutograd, m) { m.impl("_hold", TORCH_BOX(&hold)); }
 
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
   m.impl("adam_", TORCH_BOX(&adam<kAdam>));

@@ -23,7 +23,7 @@ inline void check_storage(const Argument& arg, const View& v) {
 
 inline void check_stream(const OptimSpec& spec, int stream, int64_t i, const View& v, const View& param) {
   const Argument arg{spec.op, spec.lists[stream], i};
-  if (v.device_type != param.device_type || v.device_index != param.device_index)
+  if (v.on_cpu != param.on_cpu || v.device_index != param.device_index)
     fail(arg, " is on another device than params[", i, "]");
   if (!same_sizes(v, param)) fail(arg, " has shape ", Shape{v}, ", expected ", Shape{param}, " as params[", i, "]");
   const DType wanted = stream >= kState && is_half(param.dtype) ? DType::kFloat32 : param.dtype;
@@ -67,8 +67,8 @@ inline void check_apart(const OptimSpec& spec, const Launch& launch) {
       fail(Argument{spec.op, "params", starts[k].second}, " is the same memory as params[", starts[k - 1].second, "]");
 }
 
-inline double read_step(const View& step) {
-  return step.dtype == DType::kFloat64 ? *static_cast<double*>(step.data) : *static_cast<float*>(step.data);
+inline double read_step(const void* step, DType dtype) {
+  return dtype == DType::kFloat64 ? *static_cast<const double*>(step) : *static_cast<const float*>(step);
 }
 
 }  // namespace onepass

@@ -13,7 +13,7 @@ struct View {
   const int64_t* strides = nullptr;
   int32_t dim = 0;
   DType dtype = DType::kOther;
-  int32_t device_type = 0;  // DLPack's number: 1 is the CPU
+  bool on_cpu = true;
   int32_t device_index = 0;
 
   int64_t numel() const {

@@ -13,23 +13,25 @@ namespace onepass::ONEPASS_ISA {
 
 constexpr int64_t kTile = 256;
 
-// The arithmetic: n elements, every stream contiguous in T.
+// The arithmetic: n elements, every stream contiguous in T. The step is taken by value: its coefficients then
+// stay in registers, whatever the stores may alias.
 template <class Step, class T = typename Step::T>
-void update(const Step& step, int64_t n, T* __restrict p, const T* __restrict g, T* const* state) {
-  T* __restrict s0 = state[0];
-  T* __restrict s1 = state[1];
-  T* __restrict s2 = Step::kStates > 2 ? state[2] : nullptr;
-  static_assert(Step::kStates == 2 || Step::kStates == 3);
+void update(const Step step, int64_t n, T* __restrict p, const T* __restrict g, T* const* state) {
+  constexpr int kStates = Step::kStates;
+  T* __restrict s0 = kStates > 0 ? state[0] : nullptr;
+  T* __restrict s1 = kStates > 1 ? state[1] : nullptr;
+  T* __restrict s2 = kStates > 2 ? state[2] : nullptr;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    T s[kMaxStates] = {s0[i], s1[i], T(0)};
-    if constexpr (Step::kStates > 2) s[2] = s2[i];
-    T x = p[i];
-    step(g[i], x, s);
-    p[i] = x;
-    s0[i] = s[0];
-    s1[i] = s[1];
-    if constexpr (Step::kStates > 2) s2[i] = s[2];
+    T param = p[i], a = T(0), b = T(0), c = T(0);
+    if constexpr (kStates > 0) a = s0[i];
+    if constexpr (kStates > 1) b = s1[i];
+    if constexpr (kStates > 2) c = s2[i];
+    step(g[i], param, a, b, c);
+    p[i] = param;
+    if constexpr (kStates > 0) s0[i] = a;
+    if constexpr (kStates > 1) s1[i] = b;
+    if constexpr (kStates > 2) s2[i] = c;
   }
 }
 
@@ -150,15 +152,28 @@ class Coefficients {
   Step step_;
 };
 
+// The start of each stream of the next row, while this one is computed. The processor's own prefetcher needs a
+// few lines to see a stream: of small tensors it sees too little too late.
+inline void prefetch(const Row& row) {
+  constexpr int64_t kLine = 64, kBytes = 2048;
+  for (int s = 0; s < kMaxStreams; ++s) {
+    const char* data = static_cast<const char*>(row.data[s]);
+    const int64_t bytes = row.layout->numel * size_of(row.dtype[s]);
+    for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine) __builtin_prefetch(data + at, s != kGrad);
+  }
+}
+
 // The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it wants.
 template <template <class> class Rule>
 void multi_tensor(const Launch& launch, Cut from, Cut to) {
   Coefficients<Step<Rule<float>>> single;
   Coefficients<Step<Rule<double>>> twice;
-  for (int64_t r = from.row; r < static_cast<int64_t>(launch.rows.size()) && r <= to.row; ++r) {
+  const int64_t rows = static_cast<int64_t>(launch.rows.size());
+  for (int64_t r = from.row; r < rows && r <= to.row; ++r) {
     const Row& row = launch.rows[r];
     const int64_t first = r == from.row ? from.offset : 0;
     const int64_t last = r == to.row ? to.offset : row.layout->numel;
+    if (r < to.row && r + 1 < rows) prefetch(launch.rows[r + 1]);
     if (first >= last) continue;
     if (row.dtype[kParam] == DType::kFloat64)
       update_row(twice.at(launch, row), row, first, last);

@@ -42,11 +42,12 @@ struct Adam {
             static_cast<T>(h.lr * h.weight_decay)};
   }
 
-  ONEPASS_HD void operator()(T g, T& p, T* state) const {
-    const T m = state[0] = beta1.keep(state[0], beta1.rest * g);
-    T v = state[1] = beta2.keep(state[1], beta2.rest * g * g);
-    if constexpr (kAmsgrad) v = state[2] = max_or_nan(state[2], v);
-    const T update = step_size * m / (std::sqrt(v) * rsqrt_bias2 + eps);
+  ONEPASS_HD void operator()(T g, T& p, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) const {
+    exp_avg = beta1.keep(exp_avg, beta1.rest * g);
+    exp_avg_sq = beta2.keep(exp_avg_sq, beta2.rest * g * g);
+    if constexpr (kAmsgrad) max_exp_avg_sq = max_or_nan(max_exp_avg_sq, exp_avg_sq);
+    const T largest = kAmsgrad ? max_exp_avg_sq : exp_avg_sq;
+    const T update = step_size * exp_avg / (std::sqrt(largest) * rsqrt_bias2 + eps);
     p -= kDecoupled ? decay * p + update : update;
   }
 };

@@ -23,10 +23,11 @@ struct Step {
             Rule::make(h, t)};
   }
 
-  ONEPASS_HD void operator()(T g, T& p, T* state) const {
+  // a, b, c: the rule's states; those it does not keep are ignored.
+  ONEPASS_HD void operator()(T g, T& p, T& a, T& b, T& c) const {
     g = g * grad_factor;
     if constexpr (Rule::kL2) g = g + l2 * p;
-    rule(g, p, state);
+    rule(g, p, a, b, c);
   }
 };
 
