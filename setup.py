@@ -25,14 +25,14 @@ class Isa(NamedTuple):
 
     name: str
     flags: str
-    opt_in: bool = False  # runs only when ONEPASS_ISA asks for it
+    opt_in: bool = False  # for a set that has run nowhere yet: only ONEPASS_ISA picks it
 
 
 ISAS = [Isa("baseline", "")]
 if sysconfig.get_platform().endswith("x86_64"):
     ISAS += [
         Isa("avx2", "-mavx2 -mfma -mf16c"),
-        Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c", opt_in=True),
+        Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c"),
     ]
 
 KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
@@ -63,20 +63,22 @@ def python_flags() -> list[str]:
 class NinjaFile:
     """Rules and edges of the build, and the objects made so far."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.lines, self.objects = folder, [], []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.objects: list[str] = []
 
-    def rule(self, name: str, command: list[str], depfile: bool = False):
+    def rule(self, name: str, command: list[str], depfile: bool = False) -> None:
         self.lines += [f"rule {name}", "  command = " + " ".join(command), f"  description = {name} $out"]
         if depfile:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
 
-    def compile(self, source: str, suffix: str = "", flags: list[str] | None = None):
+    def compile(self, source: str, suffix: str = "", flags: list[str] | None = None) -> None:
         target = self.folder / (Path(source).name + suffix + ".o")
         self.objects.append(str(target))
         self.lines += [f"build {target}: cxx {ROOT / source}", f"  flags = {shlex.join(flags or [])}"]
 
-    def run(self, output: Path):
+    def run(self, output: Path) -> None:
         self.lines += [f"build {output}: link {' '.join(self.objects)}", ""]
         path = self.folder / "build.ninja"
         path.write_text("\n".join(self.lines))
@@ -85,7 +87,7 @@ class NinjaFile:
 
 
 class Build(build_ext):
-    def build_extension(self, ext: Extension):
+    def build_extension(self, ext: Extension) -> None:
         cxx = os.environ.get("CXX", "g++")
         folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"  # stays, so that a rebuild is short
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ static void optim_step(const OptimSpec& spec, bool variant, std::initializer_lis
     check_row(spec, variant, static_cast<int64_t>(i), views, row);
     check_step(spec, static_cast<int64_t>(i), step);
     layouts[i] = layout_of(views, streams);
-    row.layout = &layouts[i];
+    row.lie(layouts[i]);
     row.step = step.data;
     row.step_dtype = step.dtype;
     row.t = read_step(step.data, step.dtype) + 1;

@@ -30,23 +30,28 @@ inline DType dtype_of(int32_t torch_dtype) {
   return DType::kOther;
 }
 
-// False where the tensor has no memory of its own (sparse, fake, a wrapper).
-inline bool view_of(AtenTensorHandle tensor, View& v) {
-  static const int32_t strided = aoti_torch_layout_strided();
-  int32_t layout = 0, dtype = 0, device = 0, index = 0;
+inline bool read_shape(AtenTensorHandle tensor, View& v) {
   int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
-  if (aoti_torch_get_layout(tensor, &layout) || layout != strided || aoti_torch_get_data_ptr(tensor, &v.data) ||
-      aoti_torch_get_dtype(tensor, &dtype) || aoti_torch_get_device_type(tensor, &device) ||
-      aoti_torch_get_device_index(tensor, &index) || aoti_torch_get_dim(tensor, &dim) ||
-      aoti_torch_get_sizes(tensor, &sizes) || aoti_torch_get_strides(tensor, &strides))
+  if (aoti_torch_get_dim(tensor, &dim) || aoti_torch_get_sizes(tensor, &sizes) ||
+      aoti_torch_get_strides(tensor, &strides))
     return false;
   v.sizes = sizes;
   v.strides = strides;
   v.dim = static_cast<int32_t>(dim);
-  v.dtype = dtype_of(dtype);
-  v.on_cpu = device == aoti_torch_device_type_cpu();
-  v.device_index = index;
   return true;
+}
+
+// False where the tensor has no memory of its own (sparse, fake, a wrapper).
+inline bool view_of(AtenTensorHandle tensor, View& v) {
+  static const int32_t strided = aoti_torch_layout_strided(), cpu = aoti_torch_device_type_cpu();
+  int32_t layout = 0, dtype = 0, device = 0;
+  if (aoti_torch_get_layout(tensor, &layout) || layout != strided || aoti_torch_get_data_ptr(tensor, &v.data) ||
+      aoti_torch_get_dtype(tensor, &dtype) || aoti_torch_get_device_type(tensor, &device) ||
+      aoti_torch_get_device_index(tensor, &v.device_index))
+    return false;
+  v.dtype = dtype_of(dtype);
+  v.on_cpu = device == cpu;
+  return read_shape(tensor, v);
 }
 
 }  // namespace onepass

@@ -34,68 +34,57 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
     py::dict group = param_groups[served[k]];
     served_.emplace_back(served[k], keep(owned_, group));
     for (py::handle param : group["params"]) {
+      params_.push_back(keep(owned_, param));
       Entry& entry = entries_.emplace_back();
-      entry.param = keep(owned_, param);
-      entry.impl = reinterpret_cast<const void*>(param.attr("_cdata").cast<uintptr_t>());
-      entry.row.group = static_cast<int32_t>(k);
-      if (state.contains(param)) entry.state = keep(owned_, state[param]);
+      entry.tensors[0].impl = reinterpret_cast<const void*>(param.attr("_cdata").cast<uintptr_t>());
+      known_.emplace_back().row.group = static_cast<int32_t>(k);
     }
   }
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].state) know(entries_[i], names);
-    remember_lines(i);
-  }
+  for (size_t i = 0; i < entries_.size(); ++i)
+    if (state.contains(py::handle(params_[i]))) know(i, state[py::handle(params_[i])], names);
 }
 
 // Everything about a parameter and its states that a step need not work out again.
-void OptimPlan::know(Entry& entry, const std::vector<py::str>& names) {
+void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str>& names) {
   static const py::object& hold =
       *new py::object(py::module_::import("torch").attr("ops").attr("onepass").attr("_hold"));
-  const py::dict values = py::reinterpret_borrow<py::dict>(entry.state);
-  for (auto item : values) entry.values.push_back(keep(owned_, item.second));
+  Entry& entry = entries_[i];
+  Known& known = known_[i];
   py::list tensors;
-  tensors.append(py::handle(entry.param));
+  tensors.append(py::handle(params_[i]));
   for (const py::str& name : names) tensors.append(values[name]);
-  hold(tensors, reinterpret_cast<int64_t>(&entry.held));
+  hold(tensors, reinterpret_cast<int64_t>(&known.held));
 
-  const int64_t index = &entry - entries_.data();
-  const View param = view_of(entry.held[0]), step = view_of(entry.held.back());
-  const auto views = views_of(entry, param);
-  check_row(spec_, variant_, index, views.data(), entry.row);
-  check_step(spec_, index, step);
-  entry.shape.assign(param.sizes, param.sizes + param.dim);
-  entry.shape.insert(entry.shape.end(), param.strides, param.strides + param.dim);
-  entry.layout = layout_of(views.data(), kState + states_);
-  entry.row.layout = &entry.layout;
-  entry.device_index = param.device_index;
-  entry.row.step = step.data;
-  entry.row.step_dtype = step.dtype;
+  View views[kMaxStreams];
+  for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known.held[s < kState ? 0 : s - 1]);
+  const View step = view_of(known.held.back());
+  check_row(spec_, variant_, static_cast<int64_t>(i), views, known.row);
+  check_step(spec_, static_cast<int64_t>(i), step);
+  known.layout = layout_of(views, kState + states_);
+  known.row.lie(known.layout);
+  known.row.step = step.data;
+  known.row.step_dtype = step.dtype;
+
+  for (int k = 0; k <= states_; ++k) entry.tensors[k].impl = *reinterpret_cast<void* const*>(known.held[k].get());
+  entry.tensors[kStep].impl = *reinterpret_cast<void* const*>(known.held.back().get());
+  entry.state = keep(owned_, values);
+  entry.values = static_cast<int32_t>(values_.size());
+  entry.value_count = static_cast<int32_t>(values.size());
+  for (auto item : values) values_.push_back(keep(owned_, item.second));
+  entry.shape = static_cast<int32_t>(shapes_.size());
+  entry.dim = views[kParam].dim;
+  entry.device_index = views[kParam].device_index;
+  shapes_.insert(shapes_.end(), views[kParam].sizes, views[kParam].sizes + entry.dim);
+  shapes_.insert(shapes_.end(), views[kParam].strides, views[kParam].strides + entry.dim);
 }
 
-constexpr size_t kLines = 24, kLinesAhead = 6;
-
-// Hints only: a wrong address costs time, nothing else.
-void OptimPlan::remember_lines(size_t i) {
-  const Entry& entry = entries_[i];
-  std::vector<const void*> lines = {entry.param, entry.state, entry.shape.data(), entry.row.step};
-  const auto add = [&](const void* start, std::initializer_list<int> offsets) {
-    for (int offset : offsets) lines.push_back(static_cast<const char*>(start) + offset);
-  };
-  add(entry.held.data(), {0, 64});
-  for (const torch::stable::Tensor& t : entry.held) {
-    lines.push_back(t.get());
-    add(*reinterpret_cast<void* const*>(t.get()), {0, 128});  // the tensor behind the handle: storage, numel
-  }
-  lines.resize(kLines);
-  lines_.insert(lines_.end(), lines.begin(), lines.end());
-}
-
-std::array<View, kMaxStreams> OptimPlan::views_of(const Entry& entry, const View& grad) const {
-  std::array<View, kMaxStreams> views;
-  views[kParam] = view_of(entry.held[0]);
-  views[kGrad] = grad;
-  for (int s = 0; s < states_; ++s) views[kState + s] = view_of(entry.held[1 + s]);
-  return views;
+View OptimPlan::shape_of(const Entry& entry) const {
+  View view;
+  view.dim = entry.dim;
+  view.sizes = shapes_.data() + entry.shape;
+  view.strides = view.sizes + entry.dim;
+  view.device_index = entry.device_index;
+  return view;
 }
 
 bool OptimPlan::groups_as_built() const {
@@ -107,11 +96,11 @@ bool OptimPlan::groups_as_built() const {
     PyObject* params = PyDict_GetItem(group, params_name.ptr());
     if (!params || !PyList_Check(params)) return false;
     const Py_ssize_t count = PyList_GET_SIZE(params);
-    if (i + count > entries_.size()) return false;
+    if (i + count > params_.size()) return false;
     for (Py_ssize_t k = 0; k < count; ++k, ++i)
-      if (PyList_GET_ITEM(params, k) != entries_[i].param) return false;
+      if (PyList_GET_ITEM(params, k) != params_[i]) return false;
   }
-  return i == entries_.size();
+  return i == params_.size();
 }
 
 // The same objects in the same order: cheaper than looking each up, and sees every replacement.
@@ -124,26 +113,32 @@ bool OptimPlan::state_as_built() const {
   return true;
 }
 
-// Memory that moved may have been freed, or lie otherwise: whoever builds the plan looks closer.
-bool OptimPlan::as_built(const Entry& entry, const Row& row) const {
-  if (!entry.state || PyDict_GET_SIZE(entry.state) != static_cast<Py_ssize_t>(entry.values.size())) return false;
-  Py_ssize_t position = 0;
-  PyObject* value;
-  for (PyObject* known : entry.values)
-    if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != known) return false;
-
-  if (entry.held[0].data_ptr() != row.data[kParam]) return false;
-  for (int s = 0; s < states_; ++s)
-    if (entry.held[1 + s].data_ptr() != row.data[kState + s]) return false;
-  if (entry.held.back().data_ptr() != row.step) return false;
-  const auto sizes = entry.held[0].sizes(), strides = entry.held[0].strides();
-  return sizes.size() + strides.size() == entry.shape.size() &&
-         std::equal(sizes.begin(), sizes.end(), entry.shape.begin()) &&
-         std::equal(strides.begin(), strides.end(), entry.shape.begin() + sizes.size());
+static bool at(const void* known, AtenTensorHandle tensor) {
+  void* data = nullptr;
+  return aoti_torch_get_data_ptr(tensor, &data) == AOTI_TORCH_SUCCESS && data == known;
 }
 
-bool OptimPlan::gather_row(Entry& entry, int64_t index) {
-  const AtenTensorHandle grad = grad_of()(entry.impl);
+// Memory that moved may have been freed, or lie otherwise: whoever builds the plan looks closer.
+bool OptimPlan::as_built(const Entry& entry, const Row& row) const {
+  if (!entry.state || PyDict_GET_SIZE(entry.state) != entry.value_count) return false;
+  Py_ssize_t position = 0;
+  PyObject* value;
+  for (int k = 0; k < entry.value_count; ++k)
+    if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != values_[entry.values + k]) return false;
+
+  if (!at(row.data[kParam], entry.tensors[0].handle())) return false;
+  for (int s = 0; s < states_; ++s)
+    if (!at(row.data[kState + s], entry.tensors[1 + s].handle())) return false;
+  if (!at(row.step, entry.tensors[kStep].handle())) return false;
+  View now;
+  if (!read_shape(entry.tensors[0].handle(), now)) return false;
+  const View known = shape_of(entry);
+  return same_sizes(now, known) && same_strides(now, known);
+}
+
+bool OptimPlan::gather_row(size_t i) {
+  Entry& entry = entries_[i];
+  const AtenTensorHandle grad = grad_of()(entry.tensors[0].impl);
   bool defined = false;
   if (aoti_torch_is_defined(grad, &defined)) return false;
   if (defined != (entry.slot >= 0)) {
@@ -152,37 +147,64 @@ bool OptimPlan::gather_row(Entry& entry, int64_t index) {
   }
   if (!defined) return true;
 
-  Row& row = relist_ ? entry.row : launch_.rows[entry.slot];
+  Row& row = relist_ ? known_[i].row : launch_.rows[entry.slot];
   if (!as_built(entry, row)) return false;
-  View param, view;
-  param.dim = static_cast<int32_t>(entry.shape.size() / 2);
-  param.sizes = entry.shape.data();
-  param.strides = param.sizes + param.dim;
+  View view, param = shape_of(entry);
   param.dtype = row.dtype[kParam];
-  param.device_index = entry.device_index;
   if (!view_of(grad, view)) return false;
-  check_stream(spec_, kGrad, index, view, param);
-
+  check_stream(spec_, kGrad, static_cast<int64_t>(i), view, param);
   row.data[kGrad] = view.data;
-  row.layout = &entry.layout;
-  if (!entry.layout.flat || !same_strides(view, param)) {
-    entry.unlike = layout_of(views_of(entry, view).data(), kState + states_);
-    row.layout = &entry.unlike;
-  }
   row.t = read_step(row.step, row.step_dtype) + 1;
+  if (row.box || !same_strides(view, param)) {
+    View views[kMaxStreams];
+    for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known_[i].held[s < kState ? 0 : s - 1]);
+    views[kGrad] = view;
+    known_[i].unlike = layout_of(views, kState + states_);
+    row.lie(known_[i].unlike);
+  }
   return true;
 }
 
 void OptimPlan::list_rows() {
   launch_.clear();
   touched_ = py::list();
-  for (Entry& entry : entries_) {
-    if (entry.slot < 0) continue;
-    entry.slot = size();
-    launch_.add(entry.row);
-    touched_.append(py::handle(entry.param));
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].slot < 0) continue;
+    entries_[i].slot = static_cast<int32_t>(size());
+    launch_.add(known_[i].row);
+    touched_.append(py::handle(params_[i]));
   }
   relist_ = false;
+}
+
+// Hints, in two stages: the objects whose addresses the entry holds, then what those point to. The second
+// stage guesses where a TensorImpl keeps its storage; a wrong guess costs time and nothing else.
+constexpr size_t kObjectsAhead = 8, kMemoryAhead = 4, kStorageOffset = 16;
+
+static void fetch(const void* start, int bytes) {
+  for (int at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(start) + at);
+}
+
+static const void* pointer_at(const void* start, size_t offset) {
+  return *reinterpret_cast<const void* const*>(static_cast<const char*>(start) + offset);
+}
+
+void OptimPlan::fetch_objects(const Entry& entry) const {
+  fetch(entry.tensors[0].impl, 192);
+  for (const BorrowedTensor& t : entry.tensors) {
+    fetch(t.impl, 1);
+    fetch(static_cast<const char*>(t.impl) + 128, 1);
+  }
+  fetch(entry.state, 1);
+}
+
+void OptimPlan::fetch_memory(const Entry& entry) const {
+  for (const BorrowedTensor& t : entry.tensors)
+    if (t.impl) fetch(pointer_at(t.impl, kStorageOffset), 1);
+  if (entry.slot < 0 || !entry.state) return;
+  fetch(launch_.rows[entry.slot].step, 1);
+  fetch(reinterpret_cast<const PyDictObject*>(entry.state)->ma_keys, 128);
+  fetch(pointer_at(grad_of()(entry.tensors[0].impl), 0), 192);
 }
 
 bool OptimPlan::gather(const std::vector<double>& hyper) {
@@ -194,10 +216,11 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
   if (!groups_as_built() || !state_as_built()) return false;
   do {
     if (relist_) list_rows();
-    for (size_t i = 0; i < entries_.size(); ++i) {
-      const void* const* ahead = lines_.data() + std::min(i + kLinesAhead, entries_.size() - 1) * kLines;
-      for (size_t k = 0; k < kLines; ++k) __builtin_prefetch(ahead[k]);
-      if (!gather_row(entries_[i], static_cast<int64_t>(i))) return false;
+    const size_t count = entries_.size();
+    for (size_t i = 0; i < count; ++i) {
+      if (i + kObjectsAhead < count) fetch_objects(entries_[i + kObjectsAhead]);
+      if (!relist_ && i + kMemoryAhead < count) fetch_memory(entries_[i + kMemoryAhead]);
+      if (!gather_row(i)) return false;
     }
   } while (relist_);
   return true;

@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
 #include <string>
 #include <vector>
 
@@ -24,7 +23,8 @@ namespace py = pybind11;
 // hyper: a row of the op's hyperparameters for each served group, one after the other.
 //
 // With many small tensors a step is bound by cache misses on torch's own objects, some thirty lines a
-// parameter: so the addresses are kept and fetched a few parameters ahead.
+// parameter. So what is read at every step is kept small and together, and what lies behind it is fetched a
+// few parameters ahead.
 class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].
@@ -35,47 +35,61 @@ class OptimPlan {
   int64_t size() const { return static_cast<int64_t>(launch_.rows.size()); }
 
  private:
-  using Handles = std::vector<torch::stable::Tensor>;
+  // An at::Tensor is one pointer, to its TensorImpl; the address of one is what the stable ABI calls a handle.
+  // Kept in the entry itself, beside each other; known_.held owns the tensors.
+  struct BorrowedTensor {
+    const void* impl = nullptr;
+    AtenTensorHandle handle() const { return reinterpret_cast<AtenTensorHandle>(const_cast<BorrowedTensor*>(this)); }
+  };
+  enum { kStep = 1 + kMaxStates };  // index in Entry::tensors: parameter, states, then the step counter
 
-  // One parameter as it was when the plan was built. Tensors are held twice: as Python objects, to see when
-  // one is replaced, and as handles, through which memory is read without Python.
+  // What a step reads of one parameter.
   struct Entry {
-    PyObject* param;
-    const void* impl;               // the tensor behind it
-    PyObject* state = nullptr;      // state[param]; null where it had none: then no gradient may come
-    std::vector<PyObject*> values;  // of that dict, in its order
-    Handles held;                   // parameter, states, step counter
-    std::vector<int64_t> shape;     // of the parameter: sizes, then strides
+    BorrowedTensor tensors[kStep + 1];
+    PyObject* state = nullptr;  // state[param]; null where it had none: then no gradient may come
+    int32_t values = 0;         // where the objects of that dict start in values_, and how many they are
+    int32_t value_count = 0;
+    int32_t shape = 0;          // where the parameter's sizes and then its strides start in shapes_
+    int32_t dim = 0;
+    int32_t slot = -1;          // its row in the launch, -1 where it had no gradient
     int32_t device_index = 0;
-    int64_t slot = -1;              // its row in the launch, -1 where it had no gradient
-    Row row{};
-    Layout layout;                  // with a gradient that lies like the parameter
-    Layout unlike;                  // with this step's gradient, where it does not
   };
 
-  void know(Entry& entry, const std::vector<py::str>& names);
-  void remember_lines(size_t i);
+  // What is read only when something is new.
+  struct Known {
+    Row row{};
+    Layout layout;  // with a gradient that lies like the parameter
+    Layout unlike;  // with this step's gradient, where it does not
+    std::vector<torch::stable::Tensor> held;
+  };
+
+  void know(size_t i, const py::dict& values, const std::vector<py::str>& names);
   void list_rows();
   bool groups_as_built() const;
   bool state_as_built() const;
   bool as_built(const Entry& entry, const Row& row) const;
-  bool gather_row(Entry& entry, int64_t index);
-  std::array<View, kMaxStreams> views_of(const Entry& entry, const View& grad) const;
+  bool gather_row(size_t i);
+  void fetch_objects(const Entry& entry) const;
+  void fetch_memory(const Entry& entry) const;
+  View shape_of(const Entry& entry) const;
 
   const OptimSpec& spec_;
   const bool variant_;
   const int states_;
   py::list param_groups_;
   py::dict state_;
-  std::vector<py::object> owned_;                     // keeps what is compared by address alive
+  std::vector<py::object> owned_;  // keeps what is compared by address alive
   std::vector<std::pair<int64_t, PyObject*>> served_;  // index in param_groups, the group
   std::vector<std::pair<PyObject*, PyObject*>> state_items_;
+  std::vector<PyObject*> params_;
   std::vector<Entry> entries_;
-  std::vector<const void*> lines_;  // kLines addresses for each entry that gather_row will read
+  std::vector<Known> known_;
+  std::vector<PyObject*> values_;
+  std::vector<int64_t> shapes_;
   std::vector<double> hyper_;
   Launch launch_;
-  py::list touched_;                // the parameters of the launch's rows
-  bool relist_ = true;              // a parameter got its first gradient, or lost it
+  py::list touched_;    // the parameters of the launch's rows
+  bool relist_ = true;  // a parameter got its first gradient, or lost it
 };
 
 }  // namespace onepass

@@ -60,7 +60,7 @@ inline void check_row(const OptimSpec& spec, bool variant, int64_t i, const View
 inline void check_apart(const OptimSpec& spec, const Launch& launch) {
   std::vector<std::pair<void*, int64_t>> starts;
   for (size_t i = 0; i < launch.rows.size(); ++i)
-    if (launch.rows[i].layout->numel > 0) starts.emplace_back(launch.rows[i].data[kParam], i);
+    if (launch.rows[i].numel > 0) starts.emplace_back(launch.rows[i].data[kParam], i);
   std::sort(starts.begin(), starts.end());
   for (size_t k = 1; k < starts.size(); ++k)
     if (starts[k].first == starts[k - 1].first)

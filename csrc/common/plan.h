@@ -12,15 +12,21 @@ constexpr int kMaxStates = 3;
 constexpr int kMaxStreams = 2 + kMaxStates;
 enum Stream { kParam = 0, kGrad = 1, kState = 2 };
 
-// One parameter of a step.
+// One parameter of a step. Small, because with many tensors the rows themselves are traffic.
 struct Row {
-  void* data[kMaxStreams];    // parameter, gradient, states in the rule's order
+  void* data[kMaxStreams];  // parameter, gradient, states in the rule's order
+  int64_t numel;
+  const Layout* box;        // null where all streams are one run of numel elements; owned by the row's owner
+  void* step;               // the step counter's element, advanced by one
+  double t;                 // the number of this step, from 1
+  int32_t group;            // row of the hyperparameter tensor
   DType dtype[kMaxStreams];
-  const Layout* layout;       // owned by whoever owns the row
-  void* step;                 // the step counter's element, advanced by one; null once it need not be
-  DType step_dtype;           // float32 or float64
-  int32_t group;              // row of the hyperparameter tensor
-  double t;                   // the number of this step, from 1
+  DType step_dtype;         // float32 or float64
+
+  void lie(const Layout& layout) {
+    numel = layout.numel;
+    box = layout.flat ? nullptr : &layout;
+  }
 };
 
 struct Launch {
@@ -36,7 +42,7 @@ struct Launch {
   }
   void add(const Row& row) {
     rows.push_back(row);
-    begin.push_back(begin.back() + row.layout->numel);
+    begin.push_back(begin.back() + row.numel);
   }
   int64_t numel() const { return begin.back(); }
 };

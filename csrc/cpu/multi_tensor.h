@@ -60,8 +60,8 @@ inline void for_each_run(const Layout& box, int stream, int64_t start, int64_t n
 template <class S, class T>
 inline void load_tile(T* to, const Row& row, int stream, int64_t start, int64_t n) {
   const S* from = static_cast<const S*>(row.data[stream]);
-  if (row.layout->flat) return load_run(to, from + start, 1, n);
-  for_each_run(*row.layout, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
+  if (!row.box) return load_run(to, from + start, 1, n);
+  for_each_run(*row.box, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
     load_run(to + done, from + offset, stride, count);
   });
 }
@@ -69,8 +69,8 @@ inline void load_tile(T* to, const Row& row, int stream, int64_t start, int64_t 
 template <class S, class T>
 inline void store_tile(const T* from, const Row& row, int stream, int64_t start, int64_t n) {
   S* to = static_cast<S*>(row.data[stream]);
-  if (row.layout->flat) return store_run(to + start, from, 1, n);
-  for_each_run(*row.layout, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
+  if (!row.box) return store_run(to + start, from, 1, n);
+  for_each_run(*row.box, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
     store_run(to + offset, from + done, stride, count);
   });
 }
@@ -84,7 +84,7 @@ struct Window {
 
   Window(const Row& row, int stream) : row(row), stream(stream) {}  // leaves the tile as it is: it costs
 
-  bool in_place() const { return row.layout->flat && size_of(row.dtype[stream]) == sizeof(T); }
+  bool in_place() const { return !row.box && size_of(row.dtype[stream]) == sizeof(T); }
   T* load(int64_t start, int64_t n) {
     if (in_place()) return static_cast<T*>(row.data[stream]) + start;
     switch (row.dtype[stream]) {
@@ -158,7 +158,7 @@ inline void prefetch(const Row& row) {
   constexpr int64_t kLine = 64, kBytes = 2048;
   for (int s = 0; s < kMaxStreams; ++s) {
     const char* data = static_cast<const char*>(row.data[s]);
-    const int64_t bytes = row.layout->numel * size_of(row.dtype[s]);
+    const int64_t bytes = row.numel * size_of(row.dtype[s]);
     for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine) __builtin_prefetch(data + at, s != kGrad);
   }
 }
@@ -172,7 +172,7 @@ void multi_tensor(const Launch& launch, Cut from, Cut to) {
   for (int64_t r = from.row; r < rows && r <= to.row; ++r) {
     const Row& row = launch.rows[r];
     const int64_t first = r == from.row ? from.offset : 0;
-    const int64_t last = r == to.row ? to.offset : row.layout->numel;
+    const int64_t last = r == to.row ? to.offset : row.numel;
     if (r < to.row && r + 1 < rows) prefetch(launch.rows[r + 1]);
     if (first >= last) continue;
     if (row.dtype[kParam] == DType::kFloat64)

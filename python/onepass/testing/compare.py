@@ -1,0 +1,136 @@
+"""Compares what two backends left behind, and says where they differ most."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tolerances import EXACT, FLOOR, TOLERANCES, Tolerance
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    op: str
+    case: str
+    argument: str  # with its index: "exp_avgs[3]"
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.case}: {self.argument} {self.message}"
+
+
+def compare(
+    op: str,
+    case: str,
+    got: Mapping[str, Any],
+    want: Mapping[str, Any],
+    before: Mapping[str, Any],
+    written: frozenset[str],
+) -> list[Mismatch]:
+    """Compares the arguments (and results) of two equal calls after they ran.
+
+    Args:
+        got, want: from argument names to tensors, nested lists of them, numbers or None.
+        before: the same arguments before the call, where there are any.
+        written: names that the call may write. All others have to be what they were, bit for bit.
+    """
+    found = []
+    for name in want:
+        for place, ours, theirs, old in _leaves(name, got[name], want[name], before.get(name)):
+            message = _difference(name, ours, theirs, old) if name in written else _change(ours, old)
+            if message:
+                found.append(Mismatch(op, case, place, message))
+    return found
+
+
+def _leaves(place: str, got: Any, want: Any, before: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    if not isinstance(want, list | tuple):
+        yield place, got, want, before
+        return
+    before = [None] * len(want) if before is None else before
+    for i, entry in enumerate(zip(got, want, before, strict=True)):
+        yield from _leaves(f"{place}[{i}]", *entry)
+
+
+def _change(got: Any, before: Any) -> str:
+    """Empty if an argument that is only read is what it was."""
+    if isinstance(got, Tensor):
+        same = got.shape == before.shape and got.dtype == before.dtype and torch.equal(_bits(got), _bits(before))
+    else:
+        same = got == before
+    return "" if same else "was changed, although it is only read"
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _difference(name: str, got: Any, want: Any, before: Any) -> str:
+    """What is wrong with `got`, in words; empty if it is within the tolerance."""
+    if not isinstance(want, Tensor) or not isinstance(got, Tensor):
+        return "" if got is want or (not isinstance(got, Tensor) and got == want) else f"is {got!r}, not {want!r}"
+    for what in ("dtype", "shape", "device"):
+        ours, theirs = getattr(got, what), getattr(want, what)
+        if ours != theirs:
+            return f"has {what} {ours}, wanted {theirs}"
+    if want.numel() == 0:
+        return ""
+    exact = name in EXACT or not want.is_floating_point()
+    tolerance = Tolerance(0.0, 0.0, "exact") if exact else TOLERANCES[want.dtype]
+    error = errors(got, want)
+    allowed = _allowed(want, before, tolerance)
+    wrong = error > allowed
+    if not wrong.any():
+        return ""
+    worst = int((error - allowed).masked_fill(~wrong, -1).argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), want.shape)]
+    return (
+        f"differs in {int(wrong.sum())} of {want.numel()} elements, most at {place}: "
+        f"{got[tuple(place)].item():.9g}, wanted {want[tuple(place)].item():.9g}, "
+        f"off by {error.flatten()[worst].item():.3g}, allowed {allowed.flatten()[worst].item():.3g}"
+    )
+
+
+def errors(got: Tensor, want: Tensor) -> Tensor:
+    """|got - want| in float64: 0 where both are NaN or the same inf, inf where only one of them is."""
+    got, want = got.detach().double(), want.detach().double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    return (got - want).abs().nan_to_num(nan=float("inf")).masked_fill(same, 0.0)
+
+
+def _allowed(want: Tensor, before: Tensor | None, tolerance: Tolerance) -> Tensor:
+    scale = _finite_size(want)
+    scale = scale if before is None else torch.maximum(scale, _finite_size(before))
+    scale = scale.clamp(min=FLOOR * float(scale.max()))
+    allowed = tolerance.rtol * scale
+    return allowed + tolerance.ulps * spacing(want) if tolerance.ulps else allowed
+
+
+def _finite_size(t: Tensor) -> Tensor:
+    size = t.detach().double().abs()
+    return size.masked_fill(~size.isfinite(), 0.0)
+
+
+def spacing(t: Tensor) -> Tensor:
+    """The distance to the next larger number of t's dtype, as float64; 0 for inf and NaN."""
+    info = torch.finfo(t.dtype)
+    size = t.detach().double().abs()
+    _, exponent = torch.frexp(size)
+    distance = torch.ldexp(torch.full_like(size, info.eps), exponent - 1).clamp(min=info.smallest_normal * info.eps)
+    return distance.masked_fill(~size.isfinite(), 0.0)
+
+
+def margins(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """The memory that the tensors' storages hold beside them, as bytes: copies of these storages, in order,
+    with the tensors' own elements set to 0."""
+    copies: dict[int, Tensor] = {}
+    for name, value in arguments.items():
+        for _, t, _, _ in _leaves(name, value, value, None):
+            if isinstance(t, Tensor) and t.numel() * t.element_size() < t.untyped_storage().nbytes():
+                storage = t.untyped_storage()
+                if storage.data_ptr() not in copies:
+                    copies[storage.data_ptr()] = t.detach().new_empty(0).set_(storage).clone()
+                copies[storage.data_ptr()].as_strided(t.shape, t.stride(), t.storage_offset()).zero_()
+    return [_bits(copy) for copy in copies.values()]

@@ -1,0 +1,88 @@
+"""One case, run by the backend that is first in line now and by the reference: do they agree?"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import backends
+from ..ops import Op
+from .cases import Call, Case
+from .compare import Mismatch, compare, margins
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend and, for the C++ kernels on the CPU, an instruction set."""
+
+    backend: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.isa}" if self.isa else self.backend
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(backends.use_backend(self.backend))
+            if self.isa is not None:
+                stack.enter_context(backends.use_isa(self.isa))
+            yield
+
+
+def variants(device: str) -> list[Variant]:
+    """All that can serve this type of device here, the strongest instruction set first."""
+    found = []
+    for backend in backends.BACKENDS:
+        if not backends.serves(backend, device):
+            continue
+        isas = backends.isas()[::-1] if (backend, device) == ("cpp", "cpu") else [None]
+        found += [Variant(backend, isa) for isa in isas]
+    return found
+
+
+def overload(op: Op) -> torch._ops.OpOverload:
+    return getattr(torch.ops.onepass, op.name).default
+
+
+def written(op: Op) -> frozenset[str]:
+    """The arguments that the op writes, and its results."""
+    schema = overload(op)._schema
+    names = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    return frozenset(names | {"results"})
+
+
+def call(function: Callable, arguments: Call) -> dict[str, Any]:
+    """Calls the function and returns its arguments as it leaves them, with its results, if any."""
+    results = function(**arguments)
+    return dict(arguments) if results is None else {**arguments, "results": results}
+
+
+def expected(op: Op, case: Case, seed: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """What the reference makes of the case; called past the dispatcher, so no backend can be in its place."""
+    return call(backends.target(op.reference), case(seed, dtype, device))
+
+
+def verify(
+    op: Op,
+    case: Case,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    seed: int = 0,
+    want: dict[str, Any] | None = None,
+) -> list[Mismatch]:
+    """Runs the case through the dispatcher and compares with the reference.
+
+    Args:
+        want: the reference's outcome, where it is at hand already.
+    """
+    want = expected(op, case, seed, dtype, device) if want is None else want
+    before = case(seed, dtype, device)
+    got = call(overload(op), case(seed, dtype, device))
+    found = compare(op.name, case.name, got, want, before, written(op))
+    for ours, old in zip(margins(got), margins(before), strict=True):
+        if not torch.equal(ours, old):
+            found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
+    return found
