@@ -39,7 +39,8 @@ KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
 HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
-CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra"
+CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra".split()
+CXXFLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
 
 def torch_flags() -> tuple[list[str], list[str]]:
@@ -51,7 +52,8 @@ def torch_flags() -> tuple[list[str], list[str]]:
         "-DTORCH_TARGET_VERSION=0x020a000000000000",  # one build serves every torch from 2.10 on
         f'-DONEPASS_BUILD_TORCH="{torch.__version__}"',
     ]
-    return compile_flags, [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    return compile_flags, [f"-L{root / 'lib'}", *libraries]
 
 
 def python_flags() -> list[str]:
@@ -60,12 +62,17 @@ def python_flags() -> list[str]:
     return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
 
 
+def escaped(path: Path | str) -> str:
+    """A path as ninja wants it in a build line."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
 class NinjaFile:
     """Rules and edges of the build, and the objects made so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.lines: list[str] = []
+        self.lines = [f"builddir = {folder}"]
         self.objects: list[str] = []
 
     def rule(self, name: str, command: list[str], depfile: bool = False) -> None:
@@ -75,11 +82,12 @@ class NinjaFile:
 
     def compile(self, source: str, suffix: str = "", flags: list[str] | None = None) -> None:
         target = self.folder / (Path(source).name + suffix + ".o")
-        self.objects.append(str(target))
-        self.lines += [f"build {target}: cxx {ROOT / source}", f"  flags = {shlex.join(flags or [])}"]
+        self.objects.append(escaped(target))
+        self.lines += [f"build {escaped(target)}: cxx {escaped(ROOT / source)}"]
+        self.lines += [f"  flags = {shlex.join(flags or [])}"]
 
     def run(self, output: Path) -> None:
-        self.lines += [f"build {output}: link {' '.join(self.objects)}", ""]
+        self.lines += [f"build {escaped(output)}: link {' '.join(self.objects)}", ""]
         path = self.folder / "build.ninja"
         path.write_text("\n".join(self.lines))
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
@@ -89,17 +97,19 @@ class NinjaFile:
 class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cxx = os.environ.get("CXX", "g++")
-        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"  # stays, so that a rebuild is short
+        # Not build_temp: this one stays, so that a rebuild compiles only what changed.
+        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
 
         compile_flags, link_flags = torch_flags()
-        compile_flags = [*CXXFLAGS.split(), *python_flags(), *compile_flags]
+        compile_flags = [*CXXFLAGS, *python_flags(), *compile_flags]
         table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
 
         ninja = NinjaFile(folder)
-        ninja.rule("cxx", [cxx, shlex.join(compile_flags), "$flags -MMD -MF $out.d -c $in -o $out"], depfile=True)
+        compile_one = [cxx, shlex.join(compile_flags), "$flags -MMD -MF $out.d -c $in -o $out"]
+        ninja.rule("cxx", compile_one, depfile=True)
         ninja.rule("link", [cxx, "-shared $in -o $out", shlex.join(link_flags)])
         for source in HOST:
             ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])

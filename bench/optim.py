@@ -82,7 +82,7 @@ def _enter(workload: Workload, args: argparse.Namespace) -> tuple[dict[str, peer
     dtype, elements = getattr(torch, args.dtype), workload.elements()
     wanted = {name: peers.needs(name, elements, dtype) for name in peers.contestants(args.peers)}
     names, notes = peers.fit(wanted, machine.free_memory())
-    field = {}
+    field: dict[str, peers.Contestant] = {}
     for name in names if peers.OURS in names else ():
         try:
             field[name] = peers.build(name, workload, args.optimizer, dtype)
@@ -90,7 +90,8 @@ def _enter(workload: Workload, args: argparse.Namespace) -> tuple[dict[str, peer
             if name == peers.OURS:
                 raise
             notes.append(f"{name} is left out: {str(error).splitlines()[0]}")
-    if peers.FUSED not in field and field.pop(peers.NULL, None):
+    if peers.NULL in field and peers.FUSED not in field:
+        del field[peers.NULL]
         notes.append(f"{peers.NULL} is left out: there is no {peers.FUSED} to compare it with")
     return field, notes
 

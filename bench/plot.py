@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -23,29 +25,32 @@ def figure(rows: Sequence[Row]) -> Figure:
     if not rows:
         raise ValueError("plot: no row has a ratio, there is nothing to draw")
     threads = sorted({row.threads for row in rows})
+    # The null run last, whatever the order of the rows: it is the one that is not a peer.
+    names = sorted(dict.fromkeys(row.contestant for row in rows), key=NULL.__eq__)
     workloads = list(dict.fromkeys(row.workload for row in rows))
     size = (max(6.0, 2.0 + 2.0 * len(workloads)), 1.0 + 3.4 * len(threads))
     made = Figure(figsize=size, layout="constrained")
     panels = made.subplots(len(threads), 1, squeeze=False, sharey=True)[:, 0]
     for axes, count in zip(panels, threads, strict=True):
-        _panel(axes, [row for row in rows if row.threads == count], workloads)
+        _panel(axes, [row for row in rows if row.threads == count], workloads, names)
         axes.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left", fontsize=10)
-    panels[0].legend(loc="best", fontsize=8, frameon=False)
+    bars = {b.get_label(): b for axes in panels for b in axes.containers if isinstance(b, BarContainer)}
+    made.legend(handles=list(bars.values()), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     kinds = " / ".join(dict.fromkeys(f"{row.optimizer} {row.dtype}" for row in rows))
     made.suptitle(f"{kinds} on {rows[0].device}", fontsize=11)
     return made
 
 
-def _panel(axes: Axes, rows: Sequence[Row], workloads: Sequence[str]) -> None:
-    # The null run last, whatever the order of the rows: it is the one that is not a peer.
-    names = sorted(dict.fromkeys(row.contestant for row in rows), key=NULL.__eq__)
+def _panel(axes: Axes, rows: Sequence[Row], workloads: Sequence[str], names: Sequence[str]) -> None:
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         here = [row for row in rows if row.contestant == name]
         x = [workloads.index(row.workload) + (i - (len(names) - 1) / 2) * width for row in here]
-        _bars(axes, here, x, width, _NOISE if name == NULL else _COLOURS[i % len(_COLOURS)])
+        if here:
+            _bars(axes, here, x, width, _NOISE if name == NULL else _COLOURS[i % len(_COLOURS)])
     axes.axhline(1.0, color="black", linewidth=1)
     axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_xlim(-0.5, len(workloads) - 0.5)
     axes.set_yscale("log")
     axes.margins(y=0.15)  # room for the figures above the bars
     low, high = axes.get_ylim()
@@ -64,20 +69,17 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _bars(axes: Axes, rows: Sequence[Row], x: Sequence[float], width: float, colour: str) -> None:
-    ratios = [row.ratio or 1.0 for row in rows]
-    errors = [
-        [max(0.0, row.ratio - row.ratio_p25) for row in rows],
-        [max(0.0, row.ratio_p75 - row.ratio) for row in rows],
-    ]
+    spreads = np.array([(row.ratio, row.ratio_p25, row.ratio_p75) for row in rows], dtype=float)
+    ratios, p25, p75 = spreads.T
     label = "null run (noise)" if rows[0].contestant == NULL else rows[0].contestant
     bars = axes.bar(
         x,
-        [r - 1.0 for r in ratios],
+        ratios - 1.0,
         width,
         bottom=1.0,
         color=colour,
         label=label,
-        yerr=errors,
+        yerr=(ratios - p25, p75 - ratios),
         error_kw={"elinewidth": 1, "ecolor": "#444444"},
     )
     axes.bar_label(bars, [f"{r:.2f}" if r < 10 else f"{r:.0f}" for r in ratios], fontsize=8, padding=2)

@@ -84,7 +84,7 @@ def show(block: Block, console: Console | None = None) -> None:
     else:
         console.print(block.title, style="bold", markup=False)
     for line in legend(block):
-        console.print(f"  {line}", markup=False, highlight=False)
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()
 
 

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
@@ -47,7 +47,7 @@ def _tiny2000() -> list[Shape]:
 class Workload:
     name: str
     doc: str  # one line: what it stands for
-    shapes: Callable[[], list[Shape]]
+    shapes: Callable[[], Sequence[Shape]]
 
     def elements(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes())

@@ -37,8 +37,8 @@ static void check_hyper(const OptimSpec& spec, const Tensor& hyper, const std::v
     spec.check(spec, static_cast<const double*>(v.data) + g * spec.columns, g);
   for (size_t i = 0; i < groups.size(); ++i)
     if (groups[i] < 0 || groups[i] >= v.sizes[0])
-      fail(Argument{spec.op, "groups", static_cast<int64_t>(i)}, " is ", groups[i], ", but hyper has ", v.sizes[0],
-           " rows");
+      fail(Argument{spec.op, "groups", static_cast<int64_t>(i)}, " is ", groups[i], ", but hyper has ",
+           v.sizes[0], " rows");
 }
 
 // lists: params, grads and the states, in the order of the spec.
@@ -47,7 +47,8 @@ static void optim_step(const OptimSpec& spec, bool variant, std::initializer_lis
                        const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
   const int streams = spec.streams(variant);
   const Tensors& params = **lists.begin();
-  for (int s = 1; s < streams; ++s) check_length(spec, spec.lists[s], lists.begin()[s]->size(), params.size());
+  for (int s = 1; s < streams; ++s)
+    check_length(spec, spec.lists[s], lists.begin()[s]->size(), params.size());
   check_length(spec, "steps", steps.size(), params.size());
   check_length(spec, "groups", groups.size(), params.size());
   check_hyper(spec, hyper, groups);
@@ -81,9 +82,9 @@ static void optim_step(const OptimSpec& spec, bool variant, std::initializer_lis
 }
 
 template <Optimizer kWhich>
-static void adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-                 Tensors steps, Tensor hyper, std::vector<int64_t> groups, MaybeTensor grad_scale,
-                 MaybeTensor found_inf) {
+static void adam(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
+                 Tensors max_exp_avg_sqs, Tensors steps, Tensor hyper, std::vector<int64_t> groups,
+                 MaybeTensor grad_scale, MaybeTensor found_inf) {
   const bool amsgrad = !max_exp_avg_sqs.empty();
   optim_step(optim_spec(kWhich), amsgrad, {&params, &grads, &exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs}, steps,
              hyper, groups, grad_scale, found_inf);

@@ -45,9 +45,9 @@ inline bool read_shape(AtenTensorHandle tensor, View& v) {
 inline bool view_of(AtenTensorHandle tensor, View& v) {
   static const int32_t strided = aoti_torch_layout_strided(), cpu = aoti_torch_device_type_cpu();
   int32_t layout = 0, dtype = 0, device = 0;
-  if (aoti_torch_get_layout(tensor, &layout) || layout != strided || aoti_torch_get_data_ptr(tensor, &v.data) ||
-      aoti_torch_get_dtype(tensor, &dtype) || aoti_torch_get_device_type(tensor, &device) ||
-      aoti_torch_get_device_index(tensor, &v.device_index))
+  if (aoti_torch_get_layout(tensor, &layout) || layout != strided ||
+      aoti_torch_get_data_ptr(tensor, &v.data) || aoti_torch_get_dtype(tensor, &dtype) ||
+      aoti_torch_get_device_type(tensor, &device) || aoti_torch_get_device_index(tensor, &v.device_index))
     return false;
   v.dtype = dtype_of(dtype);
   v.on_cpu = device == cpu;

@@ -3,10 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/launch.h"
-#include "walk.h"
-
 #include <torch/csrc/stable/ops.h>
+
+#include "cpu/launch.h"
+#include "grad.h"
+#include "walk.h"
 
 namespace onepass {
 
@@ -40,7 +41,8 @@ static void rmw_probe(uintptr_t p, uintptr_t g, uintptr_t m, uintptr_t v, int64_
   py::gil_scoped_release unlocked;
   const int64_t pieces = torch::stable::get_num_threads();
   torch::stable::parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
-    const int64_t from = numel / 16 * first / pieces * 16, to = last == pieces ? numel : numel / 16 * last / pieces * 16;
+    const int64_t from = numel / 16 * first / pieces * 16,
+                  to = last == pieces ? numel : numel / 16 * last / pieces * 16;
     current_isa().kernels->rmw_probe(reinterpret_cast<float*>(p) + from, reinterpret_cast<float*>(g) + from,
                                      reinterpret_cast<float*>(m) + from, reinterpret_cast<float*>(v) + from,
                                      to - from);
@@ -56,6 +58,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("columns", [](const std::string& op) { return optim_spec(op).columns; });
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
+  m.def("has_plan", [] { return grad_of() != nullptr; }, "Can OptimPlan be used with this torch?");
   py::class_<OptimPlan>(m, "OptimPlan")
       .def(py::init<const std::string&, bool, py::list, std::vector<int64_t>, py::dict,
                     const std::vector<std::string>&>(),

@@ -65,7 +65,8 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
   known.row.step = step.data;
   known.row.step_dtype = step.dtype;
 
-  for (int k = 0; k <= states_; ++k) entry.tensors[k].impl = *reinterpret_cast<void* const*>(known.held[k].get());
+  for (int k = 0; k <= states_; ++k)
+    entry.tensors[k].impl = *reinterpret_cast<void* const*>(known.held[k].get());
   entry.tensors[kStep].impl = *reinterpret_cast<void* const*>(known.held.back().get());
   entry.state = keep(owned_, values);
   entry.values = static_cast<int32_t>(values_.size());
@@ -109,7 +110,8 @@ bool OptimPlan::state_as_built() const {
   Py_ssize_t position = 0;
   PyObject *key, *value;
   for (const auto& [known_key, known_value] : state_items_)
-    if (!PyDict_Next(state_.ptr(), &position, &key, &value) || key != known_key || value != known_value) return false;
+    if (!PyDict_Next(state_.ptr(), &position, &key, &value) || key != known_key || value != known_value)
+      return false;
   return true;
 }
 
@@ -124,7 +126,8 @@ bool OptimPlan::as_built(const Entry& entry, const Row& row) const {
   Py_ssize_t position = 0;
   PyObject* value;
   for (int k = 0; k < entry.value_count; ++k)
-    if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != values_[entry.values + k]) return false;
+    if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != values_[entry.values + k])
+      return false;
 
   if (!at(row.data[kParam], entry.tensors[0].handle())) return false;
   for (int s = 0; s < states_; ++s)
@@ -209,9 +212,10 @@ void OptimPlan::fetch_memory(const Entry& entry) const {
 
 bool OptimPlan::gather(const std::vector<double>& hyper) {
   if (hyper.size() != served_.size() * spec_.columns)
-    fail(spec_.op, ": hyper has ", hyper.size(), " values, expected ", spec_.columns, " for each of ", served_.size(),
-         " groups");
-  for (size_t g = 0; g < served_.size(); ++g) spec_.check(spec_, hyper.data() + g * spec_.columns, served_[g].first);
+    fail(spec_.op, ": hyper has ", hyper.size(), " values, expected ", spec_.columns, " for each of ",
+         served_.size(), " groups");
+  for (size_t g = 0; g < served_.size(); ++g)
+    spec_.check(spec_, hyper.data() + g * spec_.columns, served_[g].first);
   hyper_ = hyper;
   if (!groups_as_built() || !state_as_built()) return false;
   do {

@@ -28,18 +28,20 @@ namespace py = pybind11;
 class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].
-  OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served, py::dict state,
-            const std::vector<std::string>& state_names);
+  OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served,
+            py::dict state, const std::vector<std::string>& state_names);
   bool gather(const std::vector<double>& hyper);
   void run(double inv_scale);
   int64_t size() const { return static_cast<int64_t>(launch_.rows.size()); }
 
  private:
-  // An at::Tensor is one pointer, to its TensorImpl; the address of one is what the stable ABI calls a handle.
-  // Kept in the entry itself, beside each other; known_.held owns the tensors.
+  // An at::Tensor is one pointer, to its TensorImpl; the address of one is what the stable ABI calls a
+  // handle. Kept in the entry itself, beside each other; known_.held owns the tensors.
   struct BorrowedTensor {
     const void* impl = nullptr;
-    AtenTensorHandle handle() const { return reinterpret_cast<AtenTensorHandle>(const_cast<BorrowedTensor*>(this)); }
+    AtenTensorHandle handle() const {
+      return reinterpret_cast<AtenTensorHandle>(const_cast<BorrowedTensor*>(this));
+    }
   };
   enum { kStep = 1 + kMaxStates };  // index in Entry::tensors: parameter, states, then the step counter
 
@@ -49,9 +51,9 @@ class OptimPlan {
     PyObject* state = nullptr;  // state[param]; null where it had none: then no gradient may come
     int32_t values = 0;         // where the objects of that dict start in values_, and how many they are
     int32_t value_count = 0;
-    int32_t shape = 0;          // where the parameter's sizes and then its strides start in shapes_
+    int32_t shape = 0;  // where the parameter's sizes and then its strides start in shapes_
     int32_t dim = 0;
-    int32_t slot = -1;          // its row in the launch, -1 where it had no gradient
+    int32_t slot = -1;  // its row in the launch, -1 where it had no gradient
     int32_t device_index = 0;
   };
 
@@ -78,7 +80,7 @@ class OptimPlan {
   const int states_;
   py::list param_groups_;
   py::dict state_;
-  std::vector<py::object> owned_;  // keeps what is compared by address alive
+  std::vector<py::object> owned_;                      // keeps what is compared by address alive
   std::vector<std::pair<int64_t, PyObject*>> served_;  // index in param_groups, the group
   std::vector<std::pair<PyObject*, PyObject*>> state_items_;
   std::vector<PyObject*> params_;

@@ -18,14 +18,16 @@ inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 
 inline void check_storage(const Argument& arg, const View& v) {
   // Pages this low are never mapped: such an address is an offset into storage that was freed.
-  if (v.numel() > 0 && reinterpret_cast<uintptr_t>(v.data) < 65536) fail(arg, " has no storage: it was freed");
+  if (v.numel() > 0 && reinterpret_cast<uintptr_t>(v.data) < 65536)
+    fail(arg, " has no storage: it was freed");
 }
 
 inline void check_stream(const OptimSpec& spec, int stream, int64_t i, const View& v, const View& param) {
   const Argument arg{spec.op, spec.lists[stream], i};
   if (v.on_cpu != param.on_cpu || v.device_index != param.device_index)
     fail(arg, " is on another device than params[", i, "]");
-  if (!same_sizes(v, param)) fail(arg, " has shape ", Shape{v}, ", expected ", Shape{param}, " as params[", i, "]");
+  if (!same_sizes(v, param))
+    fail(arg, " has shape ", Shape{v}, ", expected ", Shape{param}, " as params[", i, "]");
   const DType wanted = stream >= kState && is_half(param.dtype) ? DType::kFloat32 : param.dtype;
   if (v.dtype != wanted)
     fail(arg, " has dtype ", name_of(v.dtype), ", expected ", name_of(wanted), " for ", name_of(param.dtype),
@@ -64,7 +66,8 @@ inline void check_apart(const OptimSpec& spec, const Launch& launch) {
   std::sort(starts.begin(), starts.end());
   for (size_t k = 1; k < starts.size(); ++k)
     if (starts[k].first == starts[k - 1].first)
-      fail(Argument{spec.op, "params", starts[k].second}, " is the same memory as params[", starts[k - 1].second, "]");
+      fail(Argument{spec.op, "params", starts[k].second}, " is the same memory as params[",
+           starts[k - 1].second, "]");
 }
 
 inline double read_step(const void* step, DType dtype) {

@@ -16,12 +16,12 @@ enum Stream { kParam = 0, kGrad = 1, kState = 2 };
 struct Row {
   void* data[kMaxStreams];  // parameter, gradient, states in the rule's order
   int64_t numel;
-  const Layout* box;        // null where all streams are one run of numel elements; owned by the row's owner
-  void* step;               // the step counter's element, advanced by one
-  double t;                 // the number of this step, from 1
-  int32_t group;            // row of the hyperparameter tensor
+  const Layout* box;  // null where all streams are one run of numel elements; owned by the row's owner
+  void* step;         // the step counter's element, advanced by one
+  double t;           // the number of this step, from 1
+  int32_t group;      // row of the hyperparameter tensor
   DType dtype[kMaxStreams];
-  DType step_dtype;         // float32 or float64
+  DType step_dtype;  // float32 or float64
 
   void lie(const Layout& layout) {
     numel = layout.numel;

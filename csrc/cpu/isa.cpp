@@ -8,8 +8,8 @@
 namespace onepass {
 
 // ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
-#define ISA(name, opt_in) \
-  namespace name {        \
+#define ISA(name, opt_in)           \
+  namespace name {                  \
   extern const KernelTable kernels; \
   }
 ONEPASS_ISAS

@@ -19,8 +19,8 @@ namespace onepass {
 using OptimKernel = void (*)(const Launch&, Cut from, Cut to);
 
 struct KernelTable {
-  unsigned features;                     // what the processor must have
-  OptimKernel optim[kOptimizers][2];     // [OptimSpec::kernel][variant]
+  unsigned features;                  // what the processor must have
+  OptimKernel optim[kOptimizers][2];  // [OptimSpec::kernel][variant]
   void (*rmw_probe)(float* p, const float* g, float* m, float* v, int64_t n);
 };
 
@@ -49,9 +49,9 @@ struct Isa {
   bool opt_in;  // runs only when asked for
 };
 
-const std::vector<Isa>& built_isas();      // weakest first
-bool runs_here(const Isa& isa);            // has this processor what it needs?
-const Isa& current_isa();                  // ONEPASS_ISA, or the strongest that runs here
-void use_isa(const std::string& name);     // throws if it is not built or does not run here
+const std::vector<Isa>& built_isas();   // weakest first
+bool runs_here(const Isa& isa);         // has this processor what it needs?
+const Isa& current_isa();               // ONEPASS_ISA, or the strongest that runs here
+void use_isa(const std::string& name);  // throws if it is not built or does not run here
 
 }  // namespace onepass

@@ -94,7 +94,8 @@ struct Window {
       case DType::kFloat16:
         if constexpr (sizeof(T) == 4) load_tile<Float16>(tile, row, stream, start, n);
         break;
-      default: load_tile<T>(tile, row, stream, start, n);
+      default:
+        load_tile<T>(tile, row, stream, start, n);
     }
     return tile;
   }
@@ -107,7 +108,8 @@ struct Window {
       case DType::kFloat16:
         if constexpr (sizeof(T) == 4) store_tile<Float16>(tile, row, stream, start, n);
         break;
-      default: store_tile<T>(tile, row, stream, start, n);
+      default:
+        store_tile<T>(tile, row, stream, start, n);
     }
   }
 };
@@ -152,18 +154,20 @@ class Coefficients {
   Step step_;
 };
 
-// The start of each stream of the next row, while this one is computed. The processor's own prefetcher needs a
-// few lines to see a stream: of small tensors it sees too little too late.
+// The start of each stream of the next row, while this one is computed. The processor's own prefetcher needs
+// a few lines to see a stream: of small tensors it sees too little too late.
 inline void prefetch(const Row& row) {
   constexpr int64_t kLine = 64, kBytes = 2048;
   for (int s = 0; s < kMaxStreams; ++s) {
     const char* data = static_cast<const char*>(row.data[s]);
     const int64_t bytes = row.numel * size_of(row.dtype[s]);
-    for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine) __builtin_prefetch(data + at, s != kGrad);
+    for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine)
+      __builtin_prefetch(data + at, s != kGrad);
   }
 }
 
-// The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it wants.
+// The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it
+// wants.
 template <template <class> class Rule>
 void multi_tensor(const Launch& launch, Cut from, Cut to) {
   Coefficients<Step<Rule<float>>> single;

@@ -15,8 +15,8 @@ using AdamWAmsgrad = Adam<T, true, true>;
 
 // The yardstick of the optimizer benchmarks: AdamW's traffic (4 streams read, 3 written) with next to no
 // arithmetic.
-static void rmw_probe(float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v,
-                      int64_t n) {
+static void rmw_probe(float* __restrict p, const float* __restrict g, float* __restrict m,
+                      float* __restrict v, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     m[i] += g[i];

@@ -34,12 +34,9 @@ struct Adam {
   // t is the number of this step, from 1.
   static ONEPASS_HD Adam make(const Hyper& h, double t) {
     const double bias1 = 1.0 - std::pow(h.beta1, t), bias2 = 1.0 - std::pow(h.beta2, t);
-    return {Decay<T>::make(h.beta1),
-            Decay<T>::make(h.beta2),
-            static_cast<T>(h.lr / bias1),
-            static_cast<T>(1.0 / std::sqrt(bias2)),
-            static_cast<T>(h.eps),
-            static_cast<T>(h.lr * h.weight_decay)};
+    return {Decay<T>::make(h.beta1),      Decay<T>::make(h.beta2),
+            static_cast<T>(h.lr / bias1), static_cast<T>(1.0 / std::sqrt(bias2)),
+            static_cast<T>(h.eps),        static_cast<T>(h.lr * h.weight_decay)};
   }
 
   ONEPASS_HD void operator()(T g, T& p, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) const {

@@ -141,8 +141,8 @@ def changes() -> int:
 
 
 def optim_plan(device: str) -> Callable | None:
-    """The class that steps an eager optimizer on this type of device in one call, or None: then the ops do."""
-    return _C.OptimPlan if device == "cpu" and backend_of(device) == "cpp" else None
+    """The class that steps an eager optimizer on this type of device in one call; None where the ops do."""
+    return _C.OptimPlan if device == "cpu" and backend_of(device) == "cpp" and _C.has_plan() else None
 
 
 def isas() -> list[str]:

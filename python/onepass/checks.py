@@ -47,7 +47,8 @@ def check_optim(
     for name, entries in [*lists.items(), ("groups", groups)]:
         if len(entries) != len(params):
             _fail(op, ": ", name, " has ", len(entries), " entries, expected ", len(params), " as params")
-    if hyper.dtype != torch.float64 or hyper.dim() != 2 or hyper.shape[1] != columns or not hyper.is_contiguous():
+    shaped = hyper.dim() == 2 and hyper.shape[1] == columns and hyper.is_contiguous()
+    if hyper.dtype != torch.float64 or not shaped:
         _fail(
             f"{op}: hyper has to be a contiguous torch.float64 tensor [groups, {columns}] on the CPU, ",
             "came with shape ",
@@ -69,9 +70,7 @@ def check_optim(
         if step.numel() != 1:
             _fail(f"{op}: steps[{i}] has shape {_shape(step)}, expected one element")
         if step.dtype not in (torch.float32, torch.float64):
-            _fail(
-                f"{op}: steps[{i}] has dtype {_name(step.dtype)}, expected torch.float32 or torch.float64"
-            )
+            _fail(f"{op}: steps[{i}] has dtype {_name(step.dtype)}, expected torch.float32 or torch.float64")
 
 
 def check_scalar(op: str, name: str, t: Tensor | None) -> None:

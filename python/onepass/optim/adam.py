@@ -37,28 +37,29 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         return [values[name] for name in ADAM_HYPER]
 
     def _torch_step(self, group: dict, lists: tuple[list[Tensor], ...], has_complex: bool) -> None:
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists
         beta1, beta2 = group["betas"]
         adam(
-            *lists,
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            steps,
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=False,
             has_complex=has_complex,
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            amsgrad=group["amsgrad"],
             beta1=beta1,
             beta2=beta2,
-            fused=False,
-            **{name: group[name] for name in _PASSED_ON},
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
         )
-
-
-_PASSED_ON = (
-    "lr",
-    "weight_decay",
-    "eps",
-    "amsgrad",
-    "maximize",
-    "foreach",
-    "capturable",
-    "differentiable",
-    "decoupled_weight_decay",
-)
 
 
 class AdamW(Adam, torch.optim.AdamW):

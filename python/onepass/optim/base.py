@@ -136,9 +136,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 for p in group["params"]:
                     if p.grad is not None:
                         self._init_state(p, group)
-        return tuple(
-            Plan(plan_class, self, variant, tuple(indices)) for variant, indices in served.items()
-        )
+        return tuple(Plan(plan_class, self, variant, tuple(indices)) for variant, indices in served.items())
 
     def _check_grads(self) -> None:
         for group in self.param_groups:
@@ -176,7 +174,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None and not p.grad.is_sparse:
                     self._init_state(p, group)
-        return super()._init_group(group, *lists)
+        return super()._init_group(group, *lists)  # type: ignore[misc]  # of the torch class beside us
 
     # --- torch's surroundings ---------------------------------------------------------------------------
     def add_param_group(self, param_group: dict[str, Any]) -> None:

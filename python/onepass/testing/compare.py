@@ -38,8 +38,9 @@ def compare(
     """
     found = []
     for name in want:
+        floor = FLOOR * _largest(want[name])
         for place, ours, theirs, old in _leaves(name, got[name], want[name], before.get(name)):
-            message = _difference(name, ours, theirs, old) if name in written else _change(ours, old)
+            message = _difference(name, ours, theirs, old, floor) if name in written else _change(ours, old)
             if message:
                 found.append(Mismatch(op, case, place, message))
     return found
@@ -57,7 +58,9 @@ def _leaves(place: str, got: Any, want: Any, before: Any) -> Iterator[tuple[str,
 def _change(got: Any, before: Any) -> str:
     """Empty if an argument that is only read is what it was."""
     if isinstance(got, Tensor):
-        same = got.shape == before.shape and got.dtype == before.dtype and torch.equal(_bits(got), _bits(before))
+        same = (
+            got.shape == before.shape and got.dtype == before.dtype and torch.equal(_bits(got), _bits(before))
+        )
     else:
         same = got == before
     return "" if same else "was changed, although it is only read"
@@ -67,10 +70,21 @@ def _bits(t: Tensor) -> Tensor:
     return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _difference(name: str, got: Any, want: Any, before: Any) -> str:
+def _largest(value: Any) -> float:
+    """The largest finite size of an element in nested lists of tensors."""
+    if isinstance(value, Tensor):
+        return float(_finite_size(value).max()) if value.numel() > 0 else 0.0
+    return max(map(_largest, value), default=0.0) if isinstance(value, list | tuple) else 0.0
+
+
+def _difference(name: str, got: Any, want: Any, before: Any, floor: float) -> str:
     """What is wrong with `got`, in words; empty if it is within the tolerance."""
     if not isinstance(want, Tensor) or not isinstance(got, Tensor):
-        return "" if got is want or (not isinstance(got, Tensor) and got == want) else f"is {got!r}, not {want!r}"
+        return (
+            ""
+            if got is want or (not isinstance(got, Tensor) and got == want)
+            else f"is {got!r}, not {want!r}"
+        )
     for what in ("dtype", "shape", "device"):
         ours, theirs = getattr(got, what), getattr(want, what)
         if ours != theirs:
@@ -80,7 +94,7 @@ def _difference(name: str, got: Any, want: Any, before: Any) -> str:
     exact = name in EXACT or not want.is_floating_point()
     tolerance = Tolerance(0.0, 0.0, "exact") if exact else TOLERANCES[want.dtype]
     error = errors(got, want)
-    allowed = _allowed(want, before, tolerance)
+    allowed = _allowed(want, before, tolerance, floor)
     wrong = error > allowed
     if not wrong.any():
         return ""
@@ -100,11 +114,10 @@ def errors(got: Tensor, want: Tensor) -> Tensor:
     return (got - want).abs().nan_to_num(nan=float("inf")).masked_fill(same, 0.0)
 
 
-def _allowed(want: Tensor, before: Tensor | None, tolerance: Tolerance) -> Tensor:
+def _allowed(want: Tensor, before: Tensor | None, tolerance: Tolerance, floor: float) -> Tensor:
     scale = _finite_size(want)
     scale = scale if before is None else torch.maximum(scale, _finite_size(before))
-    scale = scale.clamp(min=FLOOR * float(scale.max()))
-    allowed = tolerance.rtol * scale
+    allowed = tolerance.rtol * scale.clamp(min=floor)
     return allowed + tolerance.ulps * spacing(want) if tolerance.ulps else allowed
 
 
@@ -118,7 +131,9 @@ def spacing(t: Tensor) -> Tensor:
     info = torch.finfo(t.dtype)
     size = t.detach().double().abs()
     _, exponent = torch.frexp(size)
-    distance = torch.ldexp(torch.full_like(size, info.eps), exponent - 1).clamp(min=info.smallest_normal * info.eps)
+    distance = torch.ldexp(torch.full_like(size, info.eps), exponent - 1).clamp(
+        min=info.smallest_normal * info.eps
+    )
     return distance.masked_fill(~size.isfinite(), 0.0)
 
 
