@@ -39,7 +39,7 @@ KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
 HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
-CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra".split()
+CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
 CXXFLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
 

@@ -63,7 +63,8 @@ def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
 def _workload(workload: Workload, args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     title = f"{workload.name} · {args.optimizer} {args.dtype}"
     gc.collect()  # what the workload before this one left
-    field, notes = _enter(workload, args)
+    with _torch_threads(args.threads[0]):
+        field, notes = _enter(workload, args)
     if peers.OURS not in field:
         yield Block(title, [], [*notes, f"{workload.name} is left out: onepass itself cannot run it here"])
         return

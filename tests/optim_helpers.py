@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onepass
 import pytest
 import torch
-from torch import Tensor
-
-import onepass
 from onepass import backends
+from torch import Tensor
 
 NAMES = ("adam", "adamw")
 OURS = {"adam": onepass.optim.Adam, "adamw": onepass.optim.AdamW}
@@ -84,7 +83,9 @@ def assert_trained_alike(ours: Sequence[Tensor], theirs: Sequence[Tensor], rtol=
     """After some steps of training: parameters around 1 that moved by 0.01 or more a step."""
     assert len(ours) == len(theirs)
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, i=i: f"[{i}] {m}")
+        torch.testing.assert_close(
+            a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, i=i: f"[{i}] {m}"
+        )
 
 
 def assert_same_training(name: str, scenario: Callable[[Callable], Sequence[Tensor]]) -> None:
@@ -113,7 +114,9 @@ def error(a: Tensor, b: Tensor, *scales: Tensor) -> float:
 def frozen(tensors: Sequence[Tensor | None]) -> list[bytes | None]:
     """The bytes of each tensor, gaps included; None for a tensor that has none."""
     return [
-        None if t is None or t.device.type == "meta" else span(t).contiguous().view(torch.uint8).numpy().tobytes()
+        None
+        if t is None or t.device.type == "meta"
+        else span(t).contiguous().view(torch.uint8).numpy().tobytes()
         for t in tensors
     ]
 

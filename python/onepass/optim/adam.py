@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ..ops import ADAM_HYPER
 from .base import FusedOptimizer
 
 
@@ -32,9 +31,8 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         return "adamw_" if group["decoupled_weight_decay"] else "adam_", group["amsgrad"]
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        beta1, beta2 = group["betas"]
-        values = {**group, "beta1": beta1, "beta2": beta2}
-        return [values[name] for name in ADAM_HYPER]
+        beta1, beta2 = group["betas"]  # in the order of onepass.ops.ADAM_HYPER
+        return [group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["maximize"]]
 
     def _torch_step(self, group: dict, lists: tuple[list[Tensor], ...], has_complex: bool) -> None:
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists

@@ -41,8 +41,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     """
 
     _state_names: tuple[str, ...]
-    _plans: "tuple[Plan, ...] | None" = None  # None: to be built by the next step
-    _plans_key: Any = None
+    _plans: "Plans | None" = None  # None: to be built by the next step
 
     # --- what a subclass says of itself -----------------------------------------------------------------
     def _variant(self, group: dict[str, Any]) -> tuple[str, bool]:
@@ -71,13 +70,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _eager_step(self) -> None:
         plans = self._gathered_plans()
-        rest = [g for i, g in enumerate(self.param_groups) if not any(i in p.served for p in plans)]
+        rest = self.param_groups if plans is None else [self.param_groups[i] for i in plans.rest]
         if rest:
             self._check_capture(rest)
             with torch.set_grad_enabled(self.defaults["differentiable"]):
                 self._op_step(rest)
-        for plan in plans:
-            plan.run()
+        if plans is not None:
+            plans.run()
 
     @_use_grad_for_differentiable
     def _compiled_step(self, closure: Callable[[], Any] | None) -> Any:
@@ -111,32 +110,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._accelerator_graph_capture_health_check()
 
     # --- the plans --------------------------------------------------------------------------------------
-    def _gathered_plans(self) -> "tuple[Plan, ...]":
-        """The plans, ready to run; () where a tensor is in the way of them and the ops have to do it."""
+    def _gathered_plans(self) -> "Plans | None":
+        """The plans, checked and ready to run; None where a tensor is in their way and the ops do it."""
         hypers = [self._hyper(group) for group in self.param_groups]
-        key = backends.changes(), [(self._variant(g), g["differentiable"]) for g in self.param_groups]
-        if self._plans is not None and key == self._plans_key and all(p.gather(hypers) for p in self._plans):
+        if self._plans is not None and self._plans.fit(self) and self._plans.gather(hypers):
             return self._plans
         self._plans = None
         self._check_grads()
-        plans = self._build_plans()
-        if not all(plan.gather(hypers) for plan in plans):
-            return ()
-        self._plans, self._plans_key = plans, key
+        plans = Plans(self)
+        if not plans.gather(hypers):
+            return None
+        self._plans = plans
         return plans
-
-    def _build_plans(self) -> "tuple[Plan, ...]":
-        plan_class = backends.optim_plan("cpu")
-        if plan_class is None:
-            return ()
-        served: dict[tuple[str, bool], list[int]] = defaultdict(list)
-        for i, group in enumerate(self.param_groups):
-            if group["params"] and _served(group) and _plannable(group):
-                served[self._variant(group)].append(i)
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._init_state(p, group)
-        return tuple(Plan(plan_class, self, variant, tuple(indices)) for variant, indices in served.items())
 
     def _check_grads(self) -> None:
         for group in self.param_groups:
@@ -154,6 +139,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                         op, _ = self._variant(group)
                         raise RuntimeError(f"{op}: {name}[{i}] has no storage: it was freed")
 
+    def _names(self, variant: tuple[str, bool]) -> list[str]:
+        """The states that an op keeps under this variant."""
+        _, optional = variant
+        return list(self._state_names if optional else self._state_names[:-1])
+
     # --- the state --------------------------------------------------------------------------------------
     def _state_dtype(self, p: Tensor) -> torch.dtype:
         return torch.float32 if p.dtype in checks.HALF else p.dtype
@@ -163,10 +153,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         state = self.state[p]
         if state:
             return
-        _, optional = self._variant(group)
         dtype = _get_scalar_dtype(is_fused=group["fused"])
         state["step"] = torch.zeros((), dtype=dtype, device=p.device)
-        for name in self._state_names if optional else self._state_names[:-1]:
+        for name in self._names(self._variant(group)):
             state[name] = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
@@ -209,18 +198,42 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[p][name] = value.to(dtype=self._state_dtype(p), device=p.device)
 
 
-class Plan:
-    """A C++ plan and the groups it serves."""
+class Plans:
+    """C++ plans for the groups that can have one, and the indices of the `rest`."""
 
-    def __init__(self, plan_class: Callable, owner: FusedOptimizer, variant: tuple, served: tuple[int, ...]):
-        op, optional = variant
-        names = owner._state_names if optional else owner._state_names[:-1]
-        self.served = served
-        self._plan = plan_class(op, optional, owner.param_groups, list(served), owner.state, list(names))
-        self.run = self._plan.run
+    def __init__(self, owner: FusedOptimizer) -> None:
+        self._key = self._key_of(owner)
+        plan_class = backends.optim_plan("cpu")
+        served: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for i, group in enumerate(owner.param_groups):
+            if plan_class is not None and group["params"] and _served(group) and _plannable(group):
+                served[owner._variant(group)].append(i)
+                for p in group["params"]:
+                    if p.grad is not None:
+                        owner._init_state(p, group)
+        self._plans = [
+            (plan_class(*variant, owner.param_groups, indices, owner.state, owner._names(variant)), indices)
+            for variant, indices in served.items()
+            if plan_class is not None
+        ]
+        planned = {i for _, indices in self._plans for i in indices}
+        self.rest = [i for i in range(len(owner.param_groups)) if i not in planned]
+
+    @staticmethod
+    def _key_of(owner: FusedOptimizer) -> Any:
+        """What the choice of plans hangs on. What a plan itself compares at every step is not in it."""
+        flags = [(owner._variant(group), group["differentiable"]) for group in owner.param_groups]
+        return backends.changes(), id(owner.state), id(owner.param_groups), flags
+
+    def fit(self, owner: FusedOptimizer) -> bool:
+        return self._key == self._key_of(owner)
 
     def gather(self, hypers: list[list[Any]]) -> bool:
-        return self._plan.gather([float(x) for i in self.served for x in hypers[i]])
+        return all(plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served in self._plans)
+
+    def run(self) -> None:
+        for plan, _ in self._plans:
+            plan.run()
 
 
 class Call:

@@ -79,31 +79,33 @@ def adam(
         params, grads, states: the memory layout of these lists.
     """
     state_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-    def normal(scale: float, dtype: torch.dtype) -> list[Tensor]:
-        drawn = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes)
-        return [(t * scale).to(device=device, dtype=dtype) for t in drawn]
-
     done = [steps[i % len(steps)] for i in range(len(shapes))]
 
+    def drawn(
+        draw: Callable, dtype: torch.dtype, scales: Sequence[float], offset: float = 0.0
+    ) -> list[Tensor]:
+        values = [draw(shape, generator=rng, dtype=torch.float64) + offset for shape in shapes]
+        return [(t * s).to(device=device, dtype=dtype) for t, s in zip(values, scales, strict=True)]
+
+    def so_far(beta: float) -> list[float]:
+        """How much of a running average has come together after this many steps."""
+        return [0.0 if first else 1 - beta ** (t + 1) for t in done]
+
     def squares() -> list[Tensor]:
-        """Running averages, so far, of squared gradients of size 0.1; none so small that only eps is left."""
-        drawn = (torch.rand(shape, generator=rng, dtype=torch.float64) for shape in shapes)
-        so_far = [0.0 if first else 1 - 0.999 ** (t + 1) for t in done]
-        averages = [(t * 0.02 + 1e-3) * share for t, share in zip(drawn, so_far, strict=True)]
-        return [t.to(device=device, dtype=state_dtype) for t in averages]
+        """Running averages of squared gradients of size 0.1; none so small that only eps is left."""
+        return drawn(torch.rand, state_dtype, [0.02 * share for share in so_far(0.999)], offset=0.05)
 
     def scalar(value: float | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return None if value is None else torch.full(scalar_shape, value, dtype=dtype, device=device)
 
-    gradients = normal(0.1 * (grad_scale or 1.0), dtype)
+    gradients = drawn(torch.randn, dtype, [0.1 * (grad_scale or 1.0)] * len(shapes))
     for i, value in enumerate(spoil):  # one tensor after another, ever further from its start
         flat = gradients[i % len(gradients)].view(-1)
         flat[7 * i % flat.numel()] = value
     return {
-        "params": params(normal(0.1, dtype)),
+        "params": params(drawn(torch.randn, dtype, [0.1] * len(shapes))),
         "grads": grads(gradients),
-        "exp_avgs": states(normal(0.0 if first else 0.05, state_dtype)),
+        "exp_avgs": states(drawn(torch.randn, state_dtype, [0.05 * share for share in so_far(0.9)])),
         "exp_avg_sqs": states(squares()),
         "max_exp_avg_sqs": states(squares()) if amsgrad else [],
         "steps": [scalar(t, step_dtype) for t in done],

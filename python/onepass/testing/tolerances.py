@@ -47,8 +47,8 @@ TOLERANCES = {
 # Never off: counters, and every argument that is only read.
 EXACT = ("steps",)
 
-# The floor of the scale, as a share of the largest finite value in all of the argument. Two sums can cancel and leave
-# nothing but the rounding of numbers that neither the result nor its value before the call shows: the
-# gradient and weight_decay * p in a state, and beta1 * exp_avg and the gradient in the update of a parameter
-# that is itself close to zero.
-FLOOR = 1e-3
+# The floor of the scale, as a share of the largest finite value in all of the argument. Two sums can cancel
+# and leave nothing but the rounding of numbers that neither the result nor its value before the call shows:
+# the gradient and weight_decay * p in a state, and beta1 * exp_avg and the gradient in the update of a
+# parameter that is itself close to zero.
+FLOOR = 1e-2
