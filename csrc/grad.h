@@ -47,7 +47,7 @@ inline bool view_of(AtenTensorHandle tensor, View& v) {
   int32_t layout = 0, dtype = 0, device = 0;
   if (aoti_torch_get_layout(tensor, &layout) || layout != strided ||
       aoti_torch_get_data_ptr(tensor, &v.data) || aoti_torch_get_dtype(tensor, &dtype) ||
-      aoti_torch_get_device_type(tensor, &device) || aoti_torch_get_device_index(tensor, &v.device_index))
+      aoti_torch_get_device_type(tensor, &device))
     return false;
   v.dtype = dtype_of(dtype);
   v.on_cpu = device == cpu;

@@ -74,7 +74,6 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
   for (auto item : values) values_.push_back(keep(owned_, item.second));
   entry.shape = static_cast<int32_t>(shapes_.size());
   entry.dim = views[kParam].dim;
-  entry.device_index = views[kParam].device_index;
   shapes_.insert(shapes_.end(), views[kParam].sizes, views[kParam].sizes + entry.dim);
   shapes_.insert(shapes_.end(), views[kParam].strides, views[kParam].strides + entry.dim);
 }
@@ -84,7 +83,6 @@ View OptimPlan::shape_of(const Entry& entry) const {
   view.dim = entry.dim;
   view.sizes = shapes_.data() + entry.shape;
   view.strides = view.sizes + entry.dim;
-  view.device_index = entry.device_index;
   return view;
 }
 

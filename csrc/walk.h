@@ -54,7 +54,6 @@ class OptimPlan {
     int32_t shape = 0;  // where the parameter's sizes and then its strides start in shapes_
     int32_t dim = 0;
     int32_t slot = -1;  // its row in the launch, -1 where it had no gradient
-    int32_t device_index = 0;
   };
 
   // What is read only when something is new.

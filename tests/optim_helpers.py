@@ -4,9 +4,10 @@ The oracle is torch's default path (foreach=False, fused=False) or torch in floa
 kernels: on the CPU those are wrong for strided and half tensors.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onepass
@@ -27,6 +28,16 @@ needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C+
 
 def make_torch(name: str) -> Callable[..., torch.optim.Optimizer]:
     return functools.partial(TORCH[name], foreach=False)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

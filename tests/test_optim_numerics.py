@@ -21,11 +21,19 @@ from optim_helpers import (
     randn,
     span,
     take_over,
+    threads,
 )
 from torch import Tensor
 
 ONE_STEP = 1e-6  # of one float32 step, relative to the parameter before or after it, whichever is larger
 BETAS = ((0.0, 0.999), (0.9, 0.999), (0.5, 0.9), (0.95, 0.999))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads on a busy machine mostly wait for each other. More have their own test below."""
+    with threads(1):
+        yield
 
 
 def pair(name, tensors, split=None, **options):
@@ -296,11 +304,12 @@ shapes = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(60, 300)),
     st.tuples(*[st.integers(1, 8)] * 4),
 ).map(tuple)
-betas = st.sampled_from((0.0, 1e-3, 0.5, 0.9, 0.99, 0.999, 0.99999))
+# beta1^2 <= beta2: else exp_avg may be any number of times the root of exp_avg_sq, and its rounding with it
+some_betas = ((0.0, 0.0), (0.0, 0.999), (1e-3, 0.5), (0.5, 0.9), (0.9, 0.99), (0.95, 0.99999), (0.99, 0.999))
 group_options = st.fixed_dictionaries(
     {
         "lr": st.sampled_from((0.0, 1e-6, 1e-3, 0.05)),
-        "betas": st.tuples(betas, betas),
+        "betas": st.sampled_from(some_betas),
         "eps": st.sampled_from((1e-12, 1e-8, 1e-3, 1.0)),
         "weight_decay": st.sampled_from((0.0, 1e-2, 0.5)),
         "amsgrad": st.booleans(),
@@ -347,9 +356,9 @@ def test_any_lists_of_tensors_are_torchs(name, specs, options, seed):
 @names
 @pytest.mark.parametrize("grad_layout", ("contiguous", "transposed", "sliced", "expanded"))
 @pytest.mark.parametrize("layout", ("contiguous", "transposed", "sliced"))
-def test_layouts_beyond_one_tile_and_one_thread(name, layout, grad_layout):
+def test_layouts_beyond_one_tile(name, layout, grad_layout):
     """torch's fused CPU kernels ignore the strides of gradients and get sliced parameters wrong."""
-    tensors = [laid_out(randn(300, 310, seed=1), layout), randn(5, seed=2)]
+    tensors = [laid_out(randn(130, 140, seed=1), layout), randn(5, seed=2)]
     ours, theirs = pair(name, tensors, lr=1e-3, weight_decay=0.1)
     for t in range(1, 4):
         grads = [grad_for(x, grad_layout, t, 1.0, 10 * i) for i, x in enumerate(tensors)]
@@ -389,10 +398,16 @@ def test_zero_numel_tensors_write_nothing(backend, last):
 
 
 @each_backend
-def test_only_empty_tensors(backend):
-    p = torch.nn.Parameter(torch.empty(0))
+@pytest.mark.parametrize(
+    "empty",
+    (torch.empty(0), torch.empty(0, 3).t(), torch.empty(0, 0, 0, 2).to(memory_format=torch.channels_last)),
+    ids=("flat", "transposed", "channels_last"),
+)
+def test_only_empty_tensors(backend, empty):
+    """Some of their strides are 0, with nothing behind them to be written twice."""
+    p = torch.nn.Parameter(empty)
     optimizer = OURS["adam"]([p])
-    p.grad = torch.empty(0)
+    p.grad = torch.empty_like(empty)
     with use_backend(backend):
         optimizer.step()
     assert optimizer.state[p]["step"].item() == 1
@@ -454,38 +469,32 @@ def assert_same_places(a: Tensor, b: Tensor) -> None:
 
 
 # --- threads ------------------------------------------------------------------------------------------------
-def bits_after_steps(name, threads, dtype):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        tensors = [
-            randn(100_003, seed=1, dtype=dtype),
-            randn(1, seed=2, dtype=dtype),
-            randn(0, 4, seed=3, dtype=dtype),
-            randn(190, 200, seed=4, dtype=dtype)[:, ::2],
-            randn(77, seed=5, dtype=dtype),
-            randn(150, 170, seed=6, dtype=dtype).t(),
-        ]
-        optimizer = OURS[name](leaves(tensors), lr=1e-2, weight_decay=0.1, amsgrad=True)
-        for t in range(3):
-            set_grads(
-                optimizer, [randn(*x.shape, seed=100 * t + i, dtype=dtype) for i, x in enumerate(tensors)]
-            )
-            optimizer.step()
-        states = [optimizer.state[p][key] for p in params_of(optimizer) for key in MOMENTS]
-        return [p.detach() for p in params_of(optimizer)] + states
-    finally:
-        torch.set_num_threads(before)
+def bits_after_steps(name, dtype):
+    tensors = [
+        randn(100_003, seed=1, dtype=dtype),
+        randn(1, seed=2, dtype=dtype),
+        randn(0, 4, seed=3, dtype=dtype),
+        randn(190, 200, seed=4, dtype=dtype)[:, ::2],
+        randn(77, seed=5, dtype=dtype),
+        randn(150, 170, seed=6, dtype=dtype).t(),
+    ]
+    optimizer = OURS[name](leaves(tensors), lr=1e-2, weight_decay=0.1, amsgrad=True)
+    for t in range(3):
+        set_grads(optimizer, [randn(*x.shape, seed=100 * t + i, dtype=dtype) for i, x in enumerate(tensors)])
+        optimizer.step()
+    params = params_of(optimizer)
+    return [p.detach() for p in params] + [optimizer.state[p][key] for p in params for key in MOMENTS]
 
 
 @names
 @needs_cpp
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 def test_bits_do_not_depend_on_the_number_of_threads(name, dtype):
-    one = bits_after_steps(name, 1, dtype)
-    for threads in (1, 2, 3, 8):
-        many = bits_after_steps(name, threads, dtype)
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True)), f"{threads} threads"
+    one = bits_after_steps(name, dtype)
+    for count in (1, 2, 3, 8):
+        with threads(count):
+            many = bits_after_steps(name, dtype)
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True)), f"{count} threads"
 
 
 # --- loss scaling, at the op --------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ struct Row {
   DType dtype[kMaxStreams];
   DType step_dtype;  // float32 or float64
 
+  // No stream has to pass through a tile: see cpu/window.h.
+  bool all_in_place() const { return !box && !is_half(dtype[kParam]); }
+
   void lie(const Layout& layout) {
     numel = layout.numel;
     box = layout.flat ? nullptr : &layout;
@@ -58,6 +61,7 @@ constexpr int64_t kCutMultiple = 64;
 // Where piece k of `pieces` equal ones starts, k = 0 .. pieces. 64-bit throughout: numel may pass 2^31.
 inline Cut cut(const std::vector<int64_t>& begin, int64_t pieces, int64_t k) {
   const int64_t rows = static_cast<int64_t>(begin.size()) - 1;
+  if (k == 0) return {0, 0};
   if (k == pieces) return {rows, 0};
   const int64_t numel = begin.back();
   const int64_t target = numel / pieces * k + numel % pieces * k / pieces;

@@ -30,7 +30,7 @@ inline View view_of(const torch::stable::Tensor& t) {
   v.dim = static_cast<int32_t>(t.dim());
   v.dtype = dtype_of(t);
   v.on_cpu = t.is_cpu();
-  v.device_index = t.get_device_index();
+  v.device_index = v.on_cpu ? 0 : t.get_device_index();
   return v;
 }
 

@@ -7,13 +7,6 @@ namespace onepass {
 // Below this many elements a thread's start costs more than its share of the work.
 constexpr int64_t kElementsPerThread = 16384;
 
-static void advance(const Row& row) {
-  if (row.step_dtype == DType::kFloat64)
-    *static_cast<double*>(row.step) = row.t;
-  else
-    *static_cast<float*>(row.step) = static_cast<float>(row.t);
-}
-
 void run(const Launch& launch, OptimKernel kernel) {
   const int64_t wanted = launch.numel() / kElementsPerThread + 1;
   const int64_t pieces = wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
@@ -25,7 +18,6 @@ void run(const Launch& launch, OptimKernel kernel) {
         kernel(launch, cut(launch.begin, pieces, k), cut(launch.begin, pieces, k + 1));
     });
   }
-  for (const Row& row : launch.rows) advance(row);
 }
 
 }  // namespace onepass

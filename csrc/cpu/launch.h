@@ -1,4 +1,4 @@
-// Runs a kernel over a launch, in one parallel region on torch's threads, and advances the step counters.
+// Runs a kernel over a launch, in one parallel region on torch's threads.
 #pragma once
 #include "isa.h"
 

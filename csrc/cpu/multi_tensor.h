@@ -6,12 +6,10 @@
 // in one loop for all of them. Nothing is allocated.
 #pragma once
 #include "../rules/step.h"
-#include "convert.h"
 #include "isa.h"
+#include "window.h"
 
 namespace onepass::ONEPASS_ISA {
-
-constexpr int64_t kTile = 256;
 
 // The arithmetic: n elements, every stream contiguous in T. The step is taken by value: its coefficients then
 // stay in registers, whatever the stores may alias.
@@ -35,98 +33,20 @@ void update(const Step step, int64_t n, T* __restrict p, const T* __restrict g, 
   }
 }
 
-// Calls body(memory offset, stride, elements done before, count) for each run of one stream along
-// the innermost dimension of the box, from element `start` on, `n` elements in all.
-template <class Body>
-inline void for_each_run(const Layout& box, int stream, int64_t start, int64_t n, const Body& body) {
-  const int64_t *sizes = box.sizes.data(), *strides = box.strides[stream].data();
-  const int inner = static_cast<int>(box.sizes.size()) - 1;
-  for (int64_t done = 0; done < n;) {
-    int64_t rest = start + done;
-    const int64_t at = rest % sizes[inner];
-    int64_t offset = at * strides[inner];
-    rest /= sizes[inner];
-    for (int d = inner - 1; d >= 0; --d) {
-      offset += rest % sizes[d] * strides[d];
-      rest /= sizes[d];
-    }
-    const int64_t left = n - done, run = sizes[inner] - at;
-    const int64_t count = run < left ? run : left;
-    body(offset, strides[inner], done, count);
-    done += count;
-  }
-}
-
-template <class S, class T>
-inline void load_tile(T* to, const Row& row, int stream, int64_t start, int64_t n) {
-  const S* from = static_cast<const S*>(row.data[stream]);
-  if (!row.box) return load_run(to, from + start, 1, n);
-  for_each_run(*row.box, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
-    load_run(to + done, from + offset, stride, count);
-  });
-}
-
-template <class S, class T>
-inline void store_tile(const T* from, const Row& row, int stream, int64_t start, int64_t n) {
-  S* to = static_cast<S*>(row.data[stream]);
-  if (!row.box) return store_run(to + start, from, 1, n);
-  for_each_run(*row.box, stream, start, n, [&](int64_t offset, int64_t stride, int64_t done, int64_t count) {
-    store_run(to + offset, from + done, stride, count);
-  });
-}
-
-// One stream of a row as T*: the memory itself where it can be, else a tile to load and store.
-template <class T>
-struct Window {
-  const Row& row;
-  const int stream;
-  T tile[kTile];
-
-  Window(const Row& row, int stream) : row(row), stream(stream) {}  // leaves the tile as it is: it costs
-
-  bool in_place() const { return !row.box && size_of(row.dtype[stream]) == sizeof(T); }
-  T* load(int64_t start, int64_t n) {
-    if (in_place()) return static_cast<T*>(row.data[stream]) + start;
-    switch (row.dtype[stream]) {
-      case DType::kBFloat16:
-        if constexpr (sizeof(T) == 4) load_tile<BFloat16>(tile, row, stream, start, n);
-        break;
-      case DType::kFloat16:
-        if constexpr (sizeof(T) == 4) load_tile<Float16>(tile, row, stream, start, n);
-        break;
-      default:
-        load_tile<T>(tile, row, stream, start, n);
-    }
-    return tile;
-  }
-  void store(int64_t start, int64_t n) {
-    if (in_place()) return;
-    switch (row.dtype[stream]) {
-      case DType::kBFloat16:
-        if constexpr (sizeof(T) == 4) store_tile<BFloat16>(tile, row, stream, start, n);
-        break;
-      case DType::kFloat16:
-        if constexpr (sizeof(T) == 4) store_tile<Float16>(tile, row, stream, start, n);
-        break;
-      default:
-        store_tile<T>(tile, row, stream, start, n);
-    }
-  }
-};
-
 // Elements [from, to) of one row.
 template <class Step>
 void update_row(const Step& step, const Row& row, int64_t from, int64_t to) {
   using T = typename Step::T;
+  T* state[kMaxStates] = {};
+  if (row.all_in_place()) {
+    for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<T*>(row.data[kState + s]) + from;
+    return update(step, to - from, static_cast<T*>(row.data[kParam]) + from,
+                  static_cast<const T*>(row.data[kGrad]) + from, state);
+  }
   Window<T> p{row, kParam}, g{row, kGrad}, s0{row, kState}, s1{row, kState + 1}, s2{row, kState + 2};
   Window<T>* states[] = {&s0, &s1, &s2};
-  bool in_place = p.in_place() && g.in_place();
-  for (int s = 0; s < Step::kStates; ++s) in_place = in_place && states[s]->in_place();
-
-  const int64_t tile = in_place ? to - from : kTile;
-  for (int64_t i = from; i < to; i += tile) {
-    const int64_t n = to - i < tile ? to - i : tile;
-    T* state[kMaxStates] = {};
+  for (int64_t i = from; i < to; i += kTile) {
+    const int64_t n = to - i < kTile ? to - i : kTile;
     for (int s = 0; s < Step::kStates; ++s) state[s] = states[s]->load(i, n);
     update(step, n, p.load(i, n), g.load(i, n), state);
     p.store(i, n);
@@ -154,8 +74,8 @@ class Coefficients {
   Step step_;
 };
 
-// The start of each stream of the next row, while this one is computed. The processor's own prefetcher needs
-// a few lines to see a stream: of small tensors it sees too little too late.
+// What the next row needs, fetched while this one is computed. The processor's own prefetcher needs a few
+// lines to see a stream: of small tensors it sees too little too late.
 inline void prefetch(const Row& row) {
   constexpr int64_t kLine = 64, kBytes = 2048;
   for (int s = 0; s < kMaxStreams; ++s) {
@@ -164,25 +84,33 @@ inline void prefetch(const Row& row) {
     for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine)
       __builtin_prefetch(data + at, s != kGrad);
   }
+  __builtin_prefetch(row.step, 1);
+}
+
+inline void advance(const Row& row) {
+  if (row.step_dtype == DType::kFloat64)
+    *static_cast<double*>(row.step) = row.t;
+  else
+    *static_cast<float*>(row.step) = static_cast<float>(row.t);
 }
 
 // The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it
-// wants.
+// wants. A row's step counter is advanced by the piece that holds its start.
 template <template <class> class Rule>
 void multi_tensor(const Launch& launch, Cut from, Cut to) {
   Coefficients<Step<Rule<float>>> single;
   Coefficients<Step<Rule<double>>> twice;
-  const int64_t rows = static_cast<int64_t>(launch.rows.size());
-  for (int64_t r = from.row; r < rows && r <= to.row; ++r) {
+  const int64_t end = to.offset > 0 ? to.row + 1 : to.row;
+  for (int64_t r = from.row; r < end; ++r) {
     const Row& row = launch.rows[r];
     const int64_t first = r == from.row ? from.offset : 0;
     const int64_t last = r == to.row ? to.offset : row.numel;
-    if (r < to.row && r + 1 < rows) prefetch(launch.rows[r + 1]);
-    if (first >= last) continue;
+    if (r + 1 < end) prefetch(launch.rows[r + 1]);
     if (row.dtype[kParam] == DType::kFloat64)
       update_row(twice.at(launch, row), row, first, last);
     else
       update_row(single.at(launch, row), row, first, last);
+    if (first == 0) advance(row);
   }
 }
 

@@ -1,0 +1,42 @@
+"""`python -m onepass demo`: trains one small CNN under several optimizers side by side, and reports.
+
+data.py is what is learned, model.py what learns it, train.py how, report.py and picture.py what is shown of it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m onepass demo",
+        description="Train a small residual CNN on handwritten digits with torch's AdamW and with onepass'.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
+    parser.add_argument("--epochs", type=int, default=15, help="(default 15)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1, see train.py)")
+    args = parser.parse_args(argv)
+    for name in ("epochs", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} has to be at least 1, not {getattr(args, name)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    # Imported here, before any work: what is missing is said at once.
+    from . import data, report, train
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    digits = data.load()
+    settings = train.Settings(seed=args.seed, epochs=args.epochs, threads=args.threads)
+    begun = time.perf_counter()
+    with report.bar(settings.epochs * data.steps_per_epoch(digits, settings.batch)) as tick:
+        learners = train.train(digits, settings, train.RUNS, tick)
+    summary = report.summarise(learners, digits, settings, time.perf_counter() - begun)
+    report.show(summary)
+    for path in report.save(summary, args.out):
+        print(path)
+    return 0

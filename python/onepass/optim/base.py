@@ -57,35 +57,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     # --- the step ---------------------------------------------------------------------------------------
+    @_use_grad_for_differentiable  # torch's own: no autograd, and under torch.compile a graph of its own
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step. Arguments and result are torch.optim.Optimizer.step's."""
-        if torch.compiler.is_compiling():
-            return self._compiled_step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._eager_step()
+        if torch.compiler.is_compiling():
+            self._op_step(self.param_groups)
+        else:
+            self._eager_step()
         return loss
 
+    @torch._disable_dynamo
     def _eager_step(self) -> None:
         plans = self._gathered_plans()
         rest = self.param_groups if plans is None else [self.param_groups[i] for i in plans.rest]
         if rest:
             self._check_capture(rest)
-            with torch.set_grad_enabled(self.defaults["differentiable"]):
-                self._op_step(rest)
+            self._op_step(rest)
         if plans is not None:
             plans.run()
-
-    @_use_grad_for_differentiable
-    def _compiled_step(self, closure: Callable[[], Any] | None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._op_step(self.param_groups)
-        return loss
 
     def _op_step(self, groups: list[dict[str, Any]]) -> None:
         calls: dict[Any, Call] = defaultdict(Call)
@@ -253,13 +246,15 @@ class Call:
         self.rows.append(row)
 
     def hyper(self) -> Tensor:
-        """One float64 tensor [groups, columns]. A tensor among the values is copied in without a host sync:
-        the result lives where it does."""
-        floats = [[0.0 if isinstance(x, Tensor) else float(x) for x in row] for row in self.rows]
-        packed = torch.tensor(floats, dtype=torch.float64)
-        for g, row in enumerate(self.rows):
-            for column, x in enumerate(row):
-                if isinstance(x, Tensor):
-                    packed = packed.to(x.device)
-                    packed[g, column] = x.reshape(())
-        return packed
+        """One float64 tensor [groups, columns], made without a host sync."""
+        tensors = [x for row in self.rows for x in row if isinstance(x, Tensor)]
+        if not tensors and not torch.compiler.is_compiling():
+            return torch.tensor(self.rows, dtype=torch.float64)
+        # Under torch.compile a float that is a factor may change without a recompile; a constant may not.
+        device = tensors[0].device if tensors else self.lists[0][0].device
+        one = torch.ones((), dtype=torch.float64, device=device)
+        return torch.stack([torch.stack([one * _scalar(x) for x in row]) for row in self.rows])
+
+
+def _scalar(x: Any) -> Any:
+    return x.reshape(()) if isinstance(x, Tensor) else x

@@ -1,0 +1,110 @@
+"""What the demo shows: a progress bar, a table, and two files, the picture and all figures as JSON."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .. import __version__, backends
+from . import picture
+from .data import Digits
+from .train import Learner, Settings
+
+
+@contextmanager
+def bar(steps: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar over the steps of all epochs; yields the function to call after each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=steps)
+        yield lambda epoch, loss: progress.update(
+            task, advance=1, description=f"epoch {epoch:2d}  loss {loss:.3f}"
+        )
+
+
+def summarise(learners: list[Learner], digits: Digits, settings: Settings, seconds: float) -> dict[str, Any]:
+    """Everything that is shown or saved, as JSON-ready values."""
+    base = learners[0]
+    return {
+        "versions": {"onepass": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {
+            "backend": backends.backend_of("cpu"),
+            "instruction_set": backends.isa(),
+        },
+        "settings": asdict(settings),
+        "data": {"train_images": len(digits.train_labels), "test_images": len(digits.test_labels)},
+        "parameters": sum(p.numel() for p in base.model.parameters()),
+        "parameter_tensors": sum(1 for _ in base.model.parameters()),
+        "seconds": seconds,
+        "runs": [_summary(learner, base) for learner in learners],
+    }
+
+
+def _summary(learner: Learner, base: Learner) -> dict[str, Any]:
+    median, base_median = statistics.median(learner.step_ms), statistics.median(base.step_ms)
+    return {
+        "name": learner.run.name,
+        "accuracy_percent": learner.accuracies[-1],
+        "largest_loss_difference": max(abs(a - b) for a, b in zip(learner.losses, base.losses, strict=True)),
+        "step_ms_median": median,
+        "times_faster": base_median / median,
+        "accuracies_percent": learner.accuracies,
+        "losses": learner.losses,
+        "step_ms": learner.step_ms,
+    }
+
+
+def show(summary: dict[str, Any]) -> None:
+    runs, settings, machine = summary["runs"], summary["settings"], summary["machine"]
+    table = Table(title="AdamW on handwritten digits", title_justify="left", title_style="bold")
+    table.add_column("optimizer")
+    for column in (
+        "test accuracy\n%",
+        "largest loss\ndifference",
+        "optimizer step\nmedian, ms",
+        "times\nfaster",
+    ):
+        table.add_column(column, justify="right")
+    for i, run in enumerate(runs):
+        table.add_row(
+            run["name"],
+            f"{run['accuracy_percent']:.2f}",
+            f"{run['largest_loss_difference']:.2g}" if i else "",
+            f"{run['step_ms_median']:.3f}",
+            f"{run['times_faster']:.2f}" if i else "",
+        )
+    console = Console()
+    console.print(table)
+    isa = f" ({machine['instruction_set']})" if machine["instruction_set"] else ""
+    console.print(
+        f"Compared with {runs[0]['name']}. {summary['parameters']:,} parameters in "
+        f"{summary['parameter_tensors']} tensors, {settings['epochs']} epochs, seed {settings['seed']}, "
+        f"{_threads(settings['threads'])}, backend {machine['backend']}{isa}; "
+        f"{summary['seconds']:.0f} s for all runs together.",
+        highlight=False,
+    )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def save(summary: dict[str, Any], out: Path) -> list[Path]:
+    """Writes demo.png and demo.json; each is complete or not there at all."""
+    paths = [out / "demo.png", out / "demo.json"]
+    image, text = (path.with_name(f".{path.name}.tmp") for path in paths)
+    picture.draw(summary).savefig(image, format="png")
+    text.write_text(json.dumps(summary, indent=1))
+    os.replace(image, paths[0])
+    os.replace(text, paths[1])
+    return paths
