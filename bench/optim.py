@@ -100,7 +100,7 @@ def _enter(workload: Workload, args: argparse.Namespace) -> tuple[dict[str, peer
 def _remarks(field: dict[str, peers.Contestant]) -> list[str]:
     """What a reader of the numbers has to know."""
     notes = []
-    if onepass.backends._C is None:
+    if not onepass.backends.compiled():
         notes.append(
             "no share of the limit: the compiled part of onepass, which measures it, is not built here"
         )

@@ -3,6 +3,7 @@
 Each contestant owns its parameters, gradients and states, all made in the same way from the same seed.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def contestants(peers: Sequence[str]) -> list[str]:
     """Names of all who take part, the most important first. The null run comes with torch-fused, the limit
     with the compiled part."""
     null = [NULL] if FUSED in peers else []
-    limit = [LIMIT] if backends._C is not None else []
+    limit = [LIMIT] if backends.compiled() else []
     return [OURS, *(p for p in PEERS if p in peers and p == FUSED), *limit, *null] + [
         p for p in PEERS if p in peers and p != FUSED
     ]
@@ -100,11 +101,7 @@ def _parameters(workload: Workload, dtype: torch.dtype) -> list[torch.nn.Paramet
 def _limit(elements: int) -> Contestant:
     """The yardstick: p, m and v each plus g, four flat float32 arrays, 4 reads and 3 writes."""
     arrays = [torch.full((elements,), 1e-3) for _ in range(4)]
-
-    def step() -> None:  # reaches `arrays` on each call, which keeps them alive
-        backends._C.rmw_probe(*(a.data_ptr() for a in arrays), elements)
-
-    return Contestant(LIMIT, step, None, 28)
+    return Contestant(LIMIT, functools.partial(backends.rmw_probe, *arrays), None, 28)
 
 
 def build(name: str, workload: Workload, optimizer: str, dtype: torch.dtype) -> Contestant:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import call_checks
 from .ops import OPS, Op
@@ -58,6 +59,11 @@ def _register() -> torch.library.Library:
 
 
 _library = _register()
+
+
+def compiled() -> bool:
+    """Is the C++ part there?"""
+    return _C is not None
 
 
 def serves(backend: str, device: str) -> bool:
@@ -143,6 +149,12 @@ def changes() -> int:
 def optim_plan(device: str) -> Callable | None:
     """The class that steps an eager optimizer on this type of device in one call; None where the ops do."""
     return _C.OptimPlan if device == "cpu" and backend_of(device) == "cpp" and _C.has_plan() else None
+
+
+def rmw_probe(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:
+    """The benchmarks' yardstick: one pass over four float32 arrays of one size, which reads all and writes
+    p, m and v, with next to no arithmetic, on torch's threads. Needs the compiled part."""
+    _C.rmw_probe(*(t.data_ptr() for t in (p, g, m, v)), p.numel())
 
 
 def isas() -> list[str]:

@@ -12,25 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _get_scalar_dtype, _use_grad_for_differentiable
+from torch.optim.optimizer import _get_scalar_dtype
 
-from .. import backends, checks
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _served(group: dict[str, Any]) -> bool:
-    """Do our kernels serve this group, whatever the backend?"""
-    params = group["params"]
-    return (
-        not group["differentiable"]
-        and all(p.dtype in checks.SERVED and not p.is_sparse for p in params)
-        and len({id(p) for p in params}) == len(params)
-    )
-
-
-def _plannable(group: dict[str, Any]) -> bool:
-    return all(type(p) in _PLAIN and p.device.type == "cpu" for p in group["params"])
+from .. import checks
+from .call import Call
+from .hooks import hooked
+from .plans import Plans, served
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -57,7 +44,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     # --- the step ---------------------------------------------------------------------------------------
-    @_use_grad_for_differentiable  # torch's own: no autograd, and under torch.compile a graph of its own
+    @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step. Arguments and result are torch.optim.Optimizer.step's."""
         loss = None
@@ -70,13 +57,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._eager_step()
         return loss
 
-    @torch._disable_dynamo
     def _eager_step(self) -> None:
         plans = self._gathered_plans()
         rest = self.param_groups if plans is None else [self.param_groups[i] for i in plans.rest]
         if rest:
             self._check_capture(rest)
-            self._op_step(rest)
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                self._op_step(rest)
         if plans is not None:
             plans.run()
 
@@ -87,7 +74,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             has_complex = self._init_group(group, *lists)
             if not lists[0]:
                 continue
-            if not _served(group):
+            if not served(group):
                 self._torch_step(group, lists, has_complex)
                 continue
             op, _ = variant = self._variant(group)
@@ -110,7 +97,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             return self._plans
         self._plans = None
         self._check_grads()
-        plans = Plans(self)
+        with torch.no_grad():
+            plans = Plans(self)
         if not plans.gather(hypers):
             return None
         self._plans = plans
@@ -152,7 +140,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             state[name] = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
-        if _served(group):
+        if served(group):
             for p in group["params"]:
                 if p.grad is not None and not p.grad.is_sparse:
                     self._init_state(p, group)
@@ -189,72 +177,3 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[p][name] = self.state[p][name].to(p.device)
                 elif p.dtype in checks.HALF and name in self._state_names:
                     self.state[p][name] = value.to(dtype=self._state_dtype(p), device=p.device)
-
-
-class Plans:
-    """C++ plans for the groups that can have one, and the indices of the `rest`."""
-
-    def __init__(self, owner: FusedOptimizer) -> None:
-        self._key = self._key_of(owner)
-        plan_class = backends.optim_plan("cpu")
-        served: dict[tuple[str, bool], list[int]] = defaultdict(list)
-        for i, group in enumerate(owner.param_groups):
-            if plan_class is not None and group["params"] and _served(group) and _plannable(group):
-                served[owner._variant(group)].append(i)
-                for p in group["params"]:
-                    if p.grad is not None:
-                        owner._init_state(p, group)
-        self._plans = [
-            (plan_class(*variant, owner.param_groups, indices, owner.state, owner._names(variant)), indices)
-            for variant, indices in served.items()
-            if plan_class is not None
-        ]
-        planned = {i for _, indices in self._plans for i in indices}
-        self.rest = [i for i in range(len(owner.param_groups)) if i not in planned]
-
-    @staticmethod
-    def _key_of(owner: FusedOptimizer) -> Any:
-        """What the choice of plans hangs on. What a plan itself compares at every step is not in it."""
-        flags = [(owner._variant(group), group["differentiable"]) for group in owner.param_groups]
-        return backends.changes(), id(owner.state), id(owner.param_groups), flags
-
-    def fit(self, owner: FusedOptimizer) -> bool:
-        return self._key == self._key_of(owner)
-
-    def gather(self, hypers: list[list[Any]]) -> bool:
-        return all(plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served in self._plans)
-
-    def run(self) -> None:
-        for plan, _ in self._plans:
-            plan.run()
-
-
-class Call:
-    """The arguments of one op call: the groups of one op, variant and device, joined."""
-
-    def __init__(self) -> None:
-        self.lists: list[list[Tensor]] = []
-        self.rows: list[list[Any]] = []
-        self.groups: list[int] = []
-
-    def add(self, lists: tuple[list[Tensor], ...], row: list[Any], device: torch.device) -> None:
-        here = [i for i, p in enumerate(lists[0]) if p.device == device]
-        self.lists = self.lists or [[] for _ in lists]
-        for mine, theirs in zip(self.lists, lists, strict=True):
-            mine += [theirs[i] for i in here] if theirs else []
-        self.groups += [len(self.rows)] * len(here)
-        self.rows.append(row)
-
-    def hyper(self) -> Tensor:
-        """One float64 tensor [groups, columns], made without a host sync."""
-        tensors = [x for row in self.rows for x in row if isinstance(x, Tensor)]
-        if not tensors and not torch.compiler.is_compiling():
-            return torch.tensor(self.rows, dtype=torch.float64)
-        # Under torch.compile a float that is a factor may change without a recompile; a constant may not.
-        device = tensors[0].device if tensors else self.lists[0][0].device
-        one = torch.ones((), dtype=torch.float64, device=device)
-        return torch.stack([torch.stack([one * _scalar(x) for x in row]) for row in self.rows])
-
-
-def _scalar(x: Any) -> Any:
-    return x.reshape(()) if isinstance(x, Tensor) else x

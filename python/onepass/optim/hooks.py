@@ -1,0 +1,40 @@
+"""torch's hook around step(), only where somebody is there to be served."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
+
+
+def _watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Is there anybody whom torch's hook around step() would serve?"""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch.autograd._profiler_enabled()
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def hooked(step: Callable) -> Callable:
+    """torch's own hook around step(), where somebody is there to be served.
+
+    torch puts it around every optimizer's step: profiler range, hooks, grad mode. With nobody watching it
+    costs 9 us a step when all is in cache and a hundred when it is not, which is the time of 500 tensors.
+    """
+    served = torch.optim.Optimizer.profile_hook_step(_use_grad_for_differentiable(step))
+
+    @functools.wraps(step)
+    def step_or_hook(*args: Any, **kwargs: Any) -> Any:
+        return served(*args, **kwargs) if _watched(args[0]) else step(*args, **kwargs)
+
+    step_or_hook.hooked = True  # type: ignore[attr-defined]  # torch need not put its own around
+    return step_or_hook
