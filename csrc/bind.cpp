@@ -19,6 +19,7 @@ static double scalar_of(const char* op, const char* name, const MaybeTensor& t, 
   const View v = view_of(*t);
   if (v.numel() != 1 || v.dtype != DType::kFloat32 || !v.on_cpu)
     fail(op, ": ", name, " has to be one torch.float32 element on the CPU");
+  check_storage(std::string(op) + ": " + name, v);
   return *static_cast<const float*>(v.data);
 }
 
@@ -33,6 +34,7 @@ static void check_hyper(const OptimSpec& spec, const Tensor& hyper, const std::v
       !hyper.is_contiguous())
     fail(spec.op, ": hyper has to be a contiguous torch.float64 tensor [groups, ", spec.columns,
          "] on the CPU, came with shape ", Shape{v});
+  check_storage(std::string(spec.op) + ": hyper", v);
   for (int64_t g = 0; g < v.sizes[0]; ++g)
     spec.check(spec, static_cast<const double*>(v.data) + g * spec.columns, g);
   for (size_t i = 0; i < groups.size(); ++i)

@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/launch.h"
-#include "grad.h"
 #include "walk.h"
 
 namespace onepass {
@@ -50,6 +49,7 @@ static void rmw_probe(uintptr_t p, uintptr_t g, uintptr_t m, uintptr_t v, int64_
 }
 
 PYBIND11_MODULE(_C, m) {
+  load_python_objects();
   m.doc() = "Compiled part of onepass; see csrc/module.cpp.";
   m.def("build_info", &build_info);
   m.def("isas", &isas, "[(name, runs on this processor, has to be asked for)], weakest first");
@@ -58,7 +58,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("columns", [](const std::string& op) { return optim_spec(op).columns; });
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
-  m.def("has_plan", [] { return grad_of() != nullptr; }, "Can OptimPlan be used with this torch?");
+  m.def("has_plan", &has_plan, "Can OptimPlan be used with this torch?");
   py::class_<OptimPlan>(m, "OptimPlan")
       .def(py::init<const std::string&, bool, py::list, std::vector<int64_t>, py::dict,
                     const std::vector<std::string>&>(),

@@ -2,15 +2,36 @@
 
 #include "common/torch_view.h"
 #include "cpu/launch.h"
-#include "grad.h"
+#include "tensor_object.h"
 
 namespace onepass {
 
-static py::str interned(const std::string& name) {
-  PyObject* s = PyUnicode_InternFromString(name.c_str());
+// Python objects used at every step. Loaded with the module: a static of a function would be made under a
+// lock, while an import gives up the GIL, and two threads could wait for each other.
+static struct {
+  PyObject *params, *step, *hold, *increment_version;
+  size_t impl_offset;
+  GradOf grad_of;
+} python;
+
+static PyObject* interned(const char* text) {
+  PyObject* s = PyUnicode_InternFromString(text);
   if (!s) throw py::error_already_set();
-  return py::reinterpret_steal<py::str>(s);
+  return s;
 }
+
+void load_python_objects() {
+  python.params = interned("params");
+  python.step = interned("step");
+  python.hold =
+      py::object(py::module_::import("torch").attr("ops").attr("onepass").attr("_hold")).release().ptr();
+  python.impl_offset = find_impl_offset(py::module_::import("torch").attr("empty")(0));
+  python.grad_of = find_grad_of();
+  python.increment_version =
+      py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release().ptr();
+}
+
+bool has_plan() { return python.grad_of != nullptr && python.impl_offset != 0; }
 
 static PyObject* keep(std::vector<py::object>& owned, py::handle object) {
   owned.push_back(py::reinterpret_borrow<py::object>(object));
@@ -25,9 +46,8 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
       param_groups_(param_groups),
       state_(state) {
   if (static_cast<int>(state_names.size()) != states_) fail(op, ": a plan needs ", states_, " state names");
-  std::vector<py::str> names;
-  for (const std::string& name : state_names) names.push_back(interned(name));
-  names.push_back(interned("step"));
+  std::vector<py::str> names(state_names.begin(), state_names.end());
+  names.push_back(py::reinterpret_borrow<py::str>(python.step));
 
   for (auto [key, value] : state) state_items_.emplace_back(keep(owned_, key), keep(owned_, value));
   for (size_t k = 0; k < served.size(); ++k) {
@@ -36,7 +56,7 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
     for (py::handle param : group["params"]) {
       params_.push_back(keep(owned_, param));
       Entry& entry = entries_.emplace_back();
-      entry.tensors[0].impl = reinterpret_cast<const void*>(param.attr("_cdata").cast<uintptr_t>());
+      entry.tensors[0].impl = impl_of(param);
       known_.emplace_back().row.group = static_cast<int32_t>(k);
     }
   }
@@ -46,14 +66,12 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
 
 // Everything about a parameter and its states that a step need not work out again.
 void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str>& names) {
-  static const py::object& hold =
-      *new py::object(py::module_::import("torch").attr("ops").attr("onepass").attr("_hold"));
   Entry& entry = entries_[i];
   Known& known = known_[i];
   py::list tensors;
   tensors.append(py::handle(params_[i]));
   for (const py::str& name : names) tensors.append(values[name]);
-  hold(tensors, reinterpret_cast<int64_t>(&known.held));
+  py::handle(python.hold)(tensors, reinterpret_cast<int64_t>(&known.held));
 
   View views[kMaxStreams];
   for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known.held[s < kState ? 0 : s - 1]);
@@ -68,31 +86,34 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
   for (int k = 0; k <= states_; ++k)
     entry.tensors[k].impl = *reinterpret_cast<void* const*>(known.held[k].get());
   entry.tensors[kStep].impl = *reinterpret_cast<void* const*>(known.held.back().get());
+  known.held.erase(known.held.begin());  // the parameter's object holds it, and may come to hold another
   entry.state = keep(owned_, values);
   entry.values = static_cast<int32_t>(values_.size());
   entry.value_count = static_cast<int32_t>(values.size());
   for (auto item : values) values_.push_back(keep(owned_, item.second));
   entry.shape = static_cast<int32_t>(shapes_.size());
   entry.dim = views[kParam].dim;
-  shapes_.insert(shapes_.end(), views[kParam].sizes, views[kParam].sizes + entry.dim);
-  shapes_.insert(shapes_.end(), views[kParam].strides, views[kParam].strides + entry.dim);
+  for (int k = 0; k <= states_; ++k) {
+    const View& view = views[k == 0 ? kParam : kState + k - 1];
+    shapes_.insert(shapes_.end(), view.sizes, view.sizes + entry.dim);
+    shapes_.insert(shapes_.end(), view.strides, view.strides + entry.dim);
+  }
 }
 
-View OptimPlan::shape_of(const Entry& entry) const {
+View OptimPlan::shape_of(const Entry& entry, int tensor) const {
   View view;
   view.dim = entry.dim;
-  view.sizes = shapes_.data() + entry.shape;
+  view.sizes = shapes_.data() + entry.shape + tensor * 2 * entry.dim;
   view.strides = view.sizes + entry.dim;
   return view;
 }
 
 bool OptimPlan::groups_as_built() const {
-  static const py::str& params_name = *new py::str(interned("params"));
   size_t i = 0;
   for (const auto& [index, group] : served_) {
     if (index >= PyList_GET_SIZE(param_groups_.ptr())) return false;
     if (PyList_GET_ITEM(param_groups_.ptr(), index) != group) return false;
-    PyObject* params = PyDict_GetItem(group, params_name.ptr());
+    PyObject* params = PyDict_GetItem(group, python.params);
     if (!params || !PyList_Check(params)) return false;
     const Py_ssize_t count = PyList_GET_SIZE(params);
     if (i + count > params_.size()) return false;
@@ -119,7 +140,8 @@ static bool at(const void* known, AtenTensorHandle tensor) {
 }
 
 // Memory that moved may have been freed, or lie otherwise: whoever builds the plan looks closer.
-bool OptimPlan::as_built(const Entry& entry, const Row& row) const {
+bool OptimPlan::as_built(size_t i, const Row& row) const {
+  const Entry& entry = entries_[i];
   if (!entry.state || PyDict_GET_SIZE(entry.state) != entry.value_count) return false;
   Py_ssize_t position = 0;
   PyObject* value;
@@ -127,19 +149,36 @@ bool OptimPlan::as_built(const Entry& entry, const Row& row) const {
     if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != values_[entry.values + k])
       return false;
 
-  if (!at(row.data[kParam], entry.tensors[0].handle())) return false;
+  if (!at(row.data[kParam], entry.tensors[0].handle()) || !at(row.step, entry.tensors[kStep].handle()))
+    return false;
   for (int s = 0; s < states_; ++s)
     if (!at(row.data[kState + s], entry.tensors[1 + s].handle())) return false;
-  if (!at(row.step, entry.tensors[kStep].handle())) return false;
-  View now;
-  if (!read_shape(entry.tensors[0].handle(), now)) return false;
-  const View known = shape_of(entry);
-  return same_sizes(now, known) && same_strides(now, known);
+  // With fewer than two dimensions a state cannot lie otherwise in the same memory.
+  const int shaped = entry.dim > 1 ? 1 + states_ : 1;
+  for (int k = 0; k < shaped; ++k) {
+    View now;
+    if (!read_shape(entry.tensors[k].handle(), now) || !same_sizes(now, shape_of(entry, k)) ||
+        !same_strides(now, shape_of(entry, k)))
+      return false;
+  }
+  return true;
+}
+
+// Does the gradient fit its parameter? If not, whoever builds the plan says why.
+static bool fits(const View& grad, const View& param, const Row& row) {
+  return grad.on_cpu && grad.dtype == row.dtype[kParam] && same_sizes(grad, param) &&
+         (row.numel == 0 || reinterpret_cast<uintptr_t>(grad.data) >= kFirstMapped);
+}
+
+// Is the tensor behind the parameter's object still the one we know? (torch.utils.swap_tensors)
+bool OptimPlan::same_tensor(size_t i) const {
+  return pointer_at(params_[i], python.impl_offset) == entries_[i].tensors[0].impl;
 }
 
 bool OptimPlan::gather_row(size_t i) {
   Entry& entry = entries_[i];
-  const AtenTensorHandle grad = grad_of()(entry.tensors[0].impl);
+  if (!same_tensor(i)) return false;
+  const AtenTensorHandle grad = python.grad_of(entry.tensors[0].impl);
   bool defined = false;
   if (aoti_torch_is_defined(grad, &defined)) return false;
   if (defined != (entry.slot >= 0)) {
@@ -149,17 +188,15 @@ bool OptimPlan::gather_row(size_t i) {
   if (!defined) return true;
 
   Row& row = relist_ ? known_[i].row : launch_.rows[entry.slot];
-  if (!as_built(entry, row)) return false;
-  View view, param = shape_of(entry);
-  param.dtype = row.dtype[kParam];
-  if (!view_of(grad, view)) return false;
-  check_stream(spec_, kGrad, static_cast<int64_t>(i), view, param);
+  View view;
+  const View param = shape_of(entry, 0);
+  if (!as_built(i, row) || !view_of(grad, view) || !fits(view, param, row)) return false;
   row.data[kGrad] = view.data;
   row.t = read_step(row.step, row.step_dtype) + 1;
   if (row.box || !same_strides(view, param)) {
     View views[kMaxStreams];
-    for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known_[i].held[s < kState ? 0 : s - 1]);
     views[kGrad] = view;
+    for (int k = 0; k <= states_; ++k) views[k == 0 ? kParam : kState + k - 1] = shape_of(entry, k);
     known_[i].unlike = layout_of(views, kState + states_);
     row.lie(known_[i].unlike);
   }
@@ -186,26 +223,25 @@ static void fetch(const void* start, int bytes) {
   for (int at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(start) + at);
 }
 
-static const void* pointer_at(const void* start, size_t offset) {
-  return *reinterpret_cast<const void* const*>(static_cast<const char*>(start) + offset);
-}
-
-void OptimPlan::fetch_objects(const Entry& entry) const {
+void OptimPlan::fetch_objects(size_t i) const {
+  const Entry& entry = entries_[i];
+  fetch(params_[i], 1);
+  fetch(entry.state, 1);
   fetch(entry.tensors[0].impl, 192);
   for (const BorrowedTensor& t : entry.tensors) {
     fetch(t.impl, 1);
     fetch(static_cast<const char*>(t.impl) + 128, 1);
   }
-  fetch(entry.state, 1);
 }
 
-void OptimPlan::fetch_memory(const Entry& entry) const {
+void OptimPlan::fetch_memory(size_t i) const {
+  const Entry& entry = entries_[i];
+  if (entry.slot < 0 || !entry.state || !same_tensor(i)) return;
   for (const BorrowedTensor& t : entry.tensors)
     if (t.impl) fetch(pointer_at(t.impl, kStorageOffset), 1);
-  if (entry.slot < 0 || !entry.state) return;
   fetch(launch_.rows[entry.slot].step, 1);
   fetch(reinterpret_cast<const PyDictObject*>(entry.state)->ma_keys, 128);
-  fetch(pointer_at(grad_of()(entry.tensors[0].impl), 0), 192);
+  fetch(pointer_at(python.grad_of(entry.tensors[0].impl), 0), 192);
 }
 
 bool OptimPlan::gather(const std::vector<double>& hyper) {
@@ -213,15 +249,15 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
     fail(spec_.op, ": hyper has ", hyper.size(), " values, expected ", spec_.columns, " for each of ",
          served_.size(), " groups");
   for (size_t g = 0; g < served_.size(); ++g)
-    spec_.check(spec_, hyper.data() + g * spec_.columns, served_[g].first);
+    spec_.check(spec_, hyper.data() + g * spec_.columns, static_cast<int64_t>(g));
   hyper_ = hyper;
   if (!groups_as_built() || !state_as_built()) return false;
   do {
     if (relist_) list_rows();
     const size_t count = entries_.size();
     for (size_t i = 0; i < count; ++i) {
-      if (i + kObjectsAhead < count) fetch_objects(entries_[i + kObjectsAhead]);
-      if (!relist_ && i + kMemoryAhead < count) fetch_memory(entries_[i + kMemoryAhead]);
+      if (i + kObjectsAhead < count) fetch_objects(i + kObjectsAhead);
+      if (!relist_ && i + kMemoryAhead < count) fetch_memory(i + kMemoryAhead);
       if (!gather_row(i)) return false;
     }
   } while (relist_);
@@ -231,9 +267,7 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
 void OptimPlan::run(double inv_scale) {
   if (launch_.rows.empty()) return;
   // A kernel writes behind autograd's back: say so, that a backward through the old values raises.
-  static const py::object& increment_version =
-      *new py::object(py::module_::import("torch.autograd.graph").attr("increment_version"));
-  increment_version(touched_);
+  py::handle(python.increment_version)(touched_);
   launch_.hyper = hyper_.data();
   launch_.hyper_columns = spec_.columns;
   launch_.inv_scale = inv_scale;

@@ -20,11 +20,15 @@ namespace py = pybind11;
 // group was added, removed or replaced; a parameter or state has other memory or another layout; a gradient
 // has no memory of its own): the plan has to be built anew, or the dispatcher op to be taken. It throws where
 // an argument is wrong. Either way nothing has been written. run() then does the step.
+// It throws only where hyper is wrong; whatever is wrong with a tensor is named by whoever builds the plan.
 // hyper: a row of the op's hyperparameters for each served group, one after the other.
 //
 // With many small tensors a step is bound by cache misses on torch's own objects, some thirty lines a
 // parameter. So what is read at every step is kept small and together, and what lies behind it is fetched a
 // few parameters ahead.
+void load_python_objects();  // once, with the module
+bool has_plan();             // can this torch be read as OptimPlan reads it?
+
 class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].
@@ -36,7 +40,8 @@ class OptimPlan {
 
  private:
   // An at::Tensor is one pointer, to its TensorImpl; the address of one is what the stable ABI calls a
-  // handle. Kept in the entry itself, beside each other; known_.held owns the tensors.
+  // handle. Kept in the entry itself, beside each other. The parameter's object owns the one,
+  // known_.held the others.
   struct BorrowedTensor {
     const void* impl = nullptr;
     AtenTensorHandle handle() const {
@@ -51,7 +56,7 @@ class OptimPlan {
     PyObject* state = nullptr;  // state[param]; null where it had none: then no gradient may come
     int32_t values = 0;         // where the objects of that dict start in values_, and how many they are
     int32_t value_count = 0;
-    int32_t shape = 0;  // where the parameter's sizes and then its strides start in shapes_
+    int32_t shape = 0;  // where sizes and strides of the parameter, then of each state, start in shapes_
     int32_t dim = 0;
     int32_t slot = -1;  // its row in the launch, -1 where it had no gradient
   };
@@ -59,20 +64,21 @@ class OptimPlan {
   // What is read only when something is new.
   struct Known {
     Row row{};
-    Layout layout;  // with a gradient that lies like the parameter
-    Layout unlike;  // with this step's gradient, where it does not
-    std::vector<torch::stable::Tensor> held;
+    Layout layout;                            // with a gradient that lies like the parameter
+    Layout unlike;                            // with this step's gradient, where it does not
+    std::vector<torch::stable::Tensor> held;  // states and step counter
   };
 
   void know(size_t i, const py::dict& values, const std::vector<py::str>& names);
   void list_rows();
   bool groups_as_built() const;
   bool state_as_built() const;
-  bool as_built(const Entry& entry, const Row& row) const;
+  bool as_built(size_t i, const Row& row) const;
   bool gather_row(size_t i);
-  void fetch_objects(const Entry& entry) const;
-  void fetch_memory(const Entry& entry) const;
-  View shape_of(const Entry& entry) const;
+  bool same_tensor(size_t i) const;
+  void fetch_objects(size_t i) const;
+  void fetch_memory(size_t i) const;
+  View shape_of(const Entry& entry, int tensor) const;
 
   const OptimSpec& spec_;
   const bool variant_;

@@ -189,11 +189,14 @@ def test_displacement_after_2000_steps_is_no_further_from_float64_than_torchs(na
 @each_backend
 @pytest.mark.parametrize("amsgrad", (False, True), ids=("plain", "amsgrad"))
 def test_float64_parameters_are_torchs(name, backend, amsgrad):
-    tensors = [randn(509, seed=1, dtype=torch.float64), randn(7, 9, seed=2, dtype=torch.float64).t()]
-    options = {"lr": 1e-3, "weight_decay": 0.1, "amsgrad": amsgrad}
-    ours, theirs = pair(name, tensors, **options)
+    tensors = [randn(509, seed=i, dtype=torch.float64) for i in range(len(BETAS) - 1)]
+    tensors.append(randn(7, 9, seed=9, dtype=torch.float64).t())
+    rows = zip(BETAS, (1e-8, 1e-3, 1e-8, 0.1), (0.0, 0.1, 0.5, 0.01), (False, True, True, False), strict=True)
+    keys = ("betas", "eps", "weight_decay", "maximize")
+    split = [([i], dict(zip(keys, row, strict=True))) for i, row in enumerate(rows)]
+    ours, theirs = pair(name, tensors, split, lr=1e-3, amsgrad=amsgrad)
     with use_backend(backend):
-        for t in range(1, 101):
+        for t in range(1, 61):
             grads = scaled_grads(tensors, t)
             assert_one_step_equal(ours, theirs, grads, tolerance=1e-12, floor=1e-3, where=f"at t = {t}")
     assert all(ours.state[p]["exp_avg"].dtype == torch.float64 for p in params_of(ours))

@@ -23,6 +23,7 @@ from optim_helpers import (
     needs_cpp,
     params_of,
     randn,
+    threads,
     train,
     values,
 )
@@ -614,20 +615,27 @@ def test_a_parameter_listed_twice(name):
     assert_same_training(name, scenario)
 
 
-@names
 @each_backend
-def test_two_parameters_over_the_same_memory(name, backend):
-    """torch steps one after the other. Ours would step them side by side, so it refuses, as the op does."""
-    memory = randn(70_000)
-    before = memory.clone()
-    optimizer = OURS[name]([torch.nn.Parameter(memory), torch.nn.Parameter(memory)], lr=1e-2)
-    feed(optimizer, 0)
-    with (
-        use_backend(backend),
-        pytest.raises(RuntimeError, match=r"params\[1\] is the same memory as params\[0\]"),
-    ):
-        optimizer.step()
-    assert torch.equal(memory, before)
+@pytest.mark.parametrize("groups", (1, 2))
+def test_two_parameters_over_the_same_memory(backend, groups, name="adam"):
+    """torch steps one after the other; side by side they lose each other's work. An error will do too."""
+
+    def scenario(make):
+        memory = torch.zeros(2**20)
+        p = [torch.nn.Parameter(memory) for _ in range(2)]
+        optimizer = make([{"params": p[:1]}, {"params": p[1:]}] if groups == 2 else p, lr=1e-2)
+        for _ in range(4):
+            for x in p:
+                x.grad = torch.ones_like(x)
+            optimizer.step()
+        return [memory]
+
+    with use_backend(backend), threads(2):
+        ours = outcome(lambda: scenario(OURS[name]))
+    if ours[0] is RuntimeError:
+        assert "params[1] is the same memory as params[0]" in ours[1]
+    else:
+        assert_trained_alike(ours, scenario(make_torch(name)))
 
 
 @names
@@ -762,6 +770,25 @@ def test_plain_tensor_subclasses(name, backend, kind):
             p.grad = g.as_subclass(Tagged) if kind == "gradient" else g
             optimizer.step()
         return [p.detach().as_subclass(torch.Tensor), optimizer.state[p]["exp_avg"].as_subclass(torch.Tensor)]
+
+    with use_backend(backend):
+        assert_same_training(name, scenario)
+
+
+@names
+@each_backend
+def test_plan_op_and_torch_in_one_optimizer(name, backend):
+    """Groups of plain parameters, of a subclass, and of complex ones, each of which takes another way."""
+
+    def scenario(make):
+        plain, other = parameters((5,), (3, 4))
+        tagged = torch.nn.Parameter(randn(6, seed=5).as_subclass(Tagged))
+        wide = torch.nn.Parameter(randn(4, seed=6, dtype=torch.complex64))
+        groups = [{"params": [p]} for p in (plain, tagged, wide, other)]
+        optimizer = make(groups, lr=1e-2, weight_decay=0.1)
+        train(optimizer, 4)
+        assert all(optimizer.state[p]["step"].item() == 4 for p in params_of(optimizer))
+        return [p.as_subclass(torch.Tensor) for p in values(optimizer)]
 
     with use_backend(backend):
         assert_same_training(name, scenario)

@@ -16,9 +16,12 @@ inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   return out << "]";
 }
 
-inline void check_storage(const Argument& arg, const View& v) {
-  // Pages this low are never mapped: such an address is an offset into storage that was freed.
-  if (v.numel() > 0 && reinterpret_cast<uintptr_t>(v.data) < 65536)
+// Pages below are never mapped: such an address is an offset into storage that was freed.
+constexpr uintptr_t kFirstMapped = 65536;
+
+template <class Name>
+void check_storage(const Name& arg, const View& v) {
+  if (v.numel() > 0 && reinterpret_cast<uintptr_t>(v.data) < kFirstMapped)
     fail(arg, " has no storage: it was freed");
 }
 

@@ -10,7 +10,8 @@
 // Order of rounding. Everything in the brackets is summed before p is touched, so that p is rounded
 // once a step. torch multiplies p by fp32(1 - lr * weight_decay) first: that factor is off by up to 3e-8,
 // the same way at every step, and p is rounded twice. eps stands outside the root, after the bias
-// correction, as in torch. A weight that is inf becomes NaN under decoupled decay (inf - inf).
+// correction, as in torch. A weight that is inf becomes NaN (0 * inf, inf - inf), also where
+// weight_decay is 0 and torch would keep it.
 #pragma once
 #include "rule.h"
 

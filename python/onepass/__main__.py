@@ -18,8 +18,10 @@ EXTRAS = {"rich": "cli", "tqdm": "cli", "matplotlib": "cli", "sklearn": "cli"}
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 good, 1 something is wrong, 2 it could not be run."""
-    parser = argparse.ArgumentParser(prog="python -m onepass", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    parser = argparse.ArgumentParser(
+        prog="python -m onepass", description="Training ops for PyTorch in one pass."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name, (_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     known, rest = parser.parse_known_args(argv)

@@ -47,6 +47,12 @@ def _fake(op: Op) -> Callable:
     return lambda *args, **kwargs: check(op, *args, **kwargs, values=False)
 
 
+def check(name: str, *args: Any, **kwargs: Any) -> None:
+    """Raises what a call of this op with these arguments would raise, without making it."""
+    op = next(op for op in OPS if op.name == name)
+    getattr(call_checks, op.check)(op, *args, **kwargs, values=True)
+
+
 def _register() -> torch.library.Library:
     """Defines every op of the table. The reference serves each device that nothing else does; the C++
     kernels registered themselves for theirs when onepass._C was loaded."""

@@ -39,57 +39,78 @@ def _check_stream(op: str, name: str, i: int, t: Tensor, param: Tensor) -> None:
         _fail(arg, " has several elements at one address: it cannot be written")
 
 
-def check_optim(
-    op: str, lists: Mapping[str, Sequence[Tensor]], hyper: Tensor, groups: Sequence[int], columns: int
-) -> None:
-    """Lengths, shapes, dtypes and devices; reads no element. lists: params, grads, the states, steps."""
-    params = lists["params"]
-    for name, entries in [*lists.items(), ("groups", groups)]:
-        if len(entries) != len(params):
-            _fail(op, ": ", name, " has ", len(entries), " entries, expected ", len(params), " as params")
+def check_lengths(op: str, lists: Mapping[str, Sequence[object]]) -> None:
+    """All lists as long as params."""
+    wanted = len(lists["params"])
+    for name, entries in lists.items():
+        if len(entries) != wanted:
+            _fail(op, ": ", name, " has ", len(entries), " entries, expected ", wanted, " as params")
+
+
+def check_hyper(op: str, hyper: Tensor, columns: int, here: torch.device) -> None:
     shaped = hyper.dim() == 2 and hyper.shape[1] == columns and hyper.is_contiguous()
-    if hyper.dtype != torch.float64 or not shaped:
+    if hyper.dtype != torch.float64 or not shaped or hyper.device not in (here, torch.device("cpu")):
         _fail(
             f"{op}: hyper has to be a contiguous torch.float64 tensor [groups, {columns}] on the CPU, ",
             "came with shape ",
             _shape(hyper),
         )
+
+
+def check_groups(op: str, groups: Sequence[int], rows: int) -> None:
     for i, group in enumerate(groups):
-        if not 0 <= group < hyper.shape[0]:
-            _fail(f"{op}: groups[{i}] is {group}, but hyper has {hyper.shape[0]} rows")
-    for i, param in enumerate(params):
-        if param.dtype not in SERVED:
-            _fail(
-                f"{op}: params[{i}] has a dtype that is not served, ",
-                "expected torch.float32, float64, bfloat16 or float16",
-            )
-        for name, entries in lists.items():
-            if name != "steps":
-                _check_stream(op, name, i, entries[i], param)
-        step = lists["steps"][i]
-        if step.numel() != 1:
-            _fail(f"{op}: steps[{i}] has shape {_shape(step)}, expected one element")
-        if step.dtype not in (torch.float32, torch.float64):
-            _fail(f"{op}: steps[{i}] has dtype {_name(step.dtype)}, expected torch.float32 or torch.float64")
+        if not 0 <= group < rows:
+            _fail(f"{op}: groups[{i}] is {group}, but hyper has {rows} rows")
 
 
-def check_scalar(op: str, name: str, t: Tensor | None) -> None:
-    if t is not None and (t.numel() != 1 or t.dtype != torch.float32):
-        _fail(op, ": ", name, " has to be one torch.float32 element on the CPU")
+def check_scalar(op: str, name: str, t: Tensor | None, here: torch.device) -> None:
+    if t is not None and (t.numel() != 1 or t.dtype != torch.float32 or t.device != here):
+        where = "the CPU" if here.type == "cpu" else here
+        _fail(op, ": ", name, " has to be one torch.float32 element on ", where)
 
 
-def check_memory(op: str, lists: Mapping[str, Sequence[Tensor]]) -> None:
-    """Storage that was freed, and parameters that share memory. Looks at addresses, so not for fakes."""
-    for name, tensors in lists.items():
-        for i, t in enumerate(tensors):
-            if freed(t):
-                _fail(f"{op}: {name}[{i}] has no storage: it was freed")
+def check_row(op: str, i: int, row: Mapping[str, Tensor], here: torch.device, memory: bool) -> None:
+    """One parameter and all that goes with it. row: params, grads, the states, steps.
+    memory: look for freed storage too."""
+    param = row["params"]
+    if param.dtype not in SERVED:
+        _fail(
+            f"{op}: params[{i}] has a dtype that is not served, ",
+            "expected torch.float32, float64, bfloat16 or float16",
+        )
+    if param.device != here:
+        _fail(f"{op}: params[{i}] is on another device than params[0]")
+    for name, t in row.items():
+        if name == "steps":
+            _check_step(op, i, t, param)
+        else:
+            _check_stream(op, name, i, t, param)
+        if memory:
+            check_storage(f"{op}: {name}[{i}]", t)
+
+
+def _check_step(op: str, i: int, step: Tensor, param: Tensor) -> None:
+    if step.device != param.device:
+        _fail(f"{op}: steps[{i}] is on another device than params[{i}]")
+    if step.numel() != 1:
+        _fail(f"{op}: steps[{i}] has shape {_shape(step)}, expected one element")
+    if step.dtype not in (torch.float32, torch.float64):
+        _fail(f"{op}: steps[{i}] has dtype {_name(step.dtype)}, expected torch.float32 or torch.float64")
+
+
+def check_apart(op: str, params: Sequence[Tensor]) -> None:
+    """Two rows over the same memory would be updated side by side, in no order."""
     seen: dict[int, int] = {}
-    for i, param in enumerate(lists["params"]):
+    for i, param in enumerate(params):
         if param.numel() > 0:
             first = seen.setdefault(param.data_ptr(), i)
             if first != i:
                 _fail(f"{op}: params[{i}] is the same memory as params[{first}]")
+
+
+def check_storage(arg: str, t: Tensor | None) -> None:
+    if t is not None and freed(t):
+        _fail(arg, " has no storage: it was freed")
 
 
 def freed(t: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """`python -m onepass demo`: trains one small CNN under several optimizers side by side, and reports.
 
-data.py is what is learned, model.py what learns it, train.py how, report.py and picture.py what is shown of it.
+data.py: what is learned; model.py: what learns it; train.py: how; report.py, picture.py: what is shown of it.
 """
 
 import argparse

@@ -7,8 +7,7 @@ processor busy, the threads of torch's convolutions wait for each other and take
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import optim
+from ..testing.threads import threads
 from . import data
 from .data import Digits
 from .model import ResNet
@@ -94,16 +94,6 @@ def _learner(run: Run, model: nn.Module, settings: Settings, steps: int) -> Lear
         optimizer, max_lr=settings.lr, total_steps=steps, cycle_momentum=False
     )
     return Learner(run, model, optimizer, schedule)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
-from .. import checks
+from .. import backends, checks
 from .call import Call
 from .hooks import hooked
 from .plans import Plans, served
@@ -58,67 +58,80 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _eager_step(self) -> None:
-        plans = self._gathered_plans()
-        rest = self.param_groups if plans is None else [self.param_groups[i] for i in plans.rest]
-        if rest:
+        plans, hypers = self._plans, [self._hyper(group) for group in self.param_groups]
+        if plans is None or not plans.fit(self) or not plans.gather(hypers):
+            plans = self._new_plans(hypers)
+        if plans.rest:
+            rest = [self.param_groups[i] for i in plans.rest]
             self._check_capture(rest)
             with torch.set_grad_enabled(self.defaults["differentiable"]):
-                self._op_step(rest)
-        if plans is not None:
-            plans.run()
+                self._op_step(rest, alone=len(rest) == len(self.param_groups))
+        plans.run()
 
-    def _op_step(self, groups: list[dict[str, Any]]) -> None:
+    def _new_plans(self, hypers: list[list[Any]]) -> Plans:
+        """Plans for what is there now, checked and ready to run. Raises what is wrong with a tensor."""
+        self._plans = None
+        with torch.no_grad():
+            self._check_all()
+            plans = Plans(self)
+        if not plans.gather(
+            hypers
+        ):  # a gradient without memory of its own, say: the ops take what plans do not
+            return Plans(self, use=False)
+        self._plans = plans
+        return plans
+
+    def _op_step(self, groups: list[dict[str, Any]], alone: bool = True) -> None:
+        """alone: nothing else is done in this step, so that one op's own checks come before any write."""
+        calls, others = self._collect(groups)
+        if not torch.compiler.is_compiling() and not (alone and len(calls) + len(others) == 1):
+            for (op, _, _), call in calls.items():
+                backends.check(op, *call.arguments())
+        for group, lists, has_complex in others:
+            self._torch_step(group, lists, has_complex)
+        for (op, _, _), call in calls.items():
+            getattr(torch.ops.onepass, op)(*call.arguments())
+            if not torch.compiler.is_compiling():
+                torch.autograd.graph.increment_version(call.lists[0])
+
+    def _collect(self, groups: list[dict[str, Any]]) -> tuple[dict[Any, Call], list[Any]]:
+        """What these groups need: op calls by (op, variant, device), and steps through torch's functions."""
         calls: dict[Any, Call] = defaultdict(Call)
+        others = []
         for group in groups:
             lists: tuple[list[Tensor], ...] = tuple([] for _ in range(3 + len(self._state_names)))
             has_complex = self._init_group(group, *lists)
             if not lists[0]:
                 continue
             if not served(group):
-                self._torch_step(group, lists, has_complex)
+                others.append((group, lists, has_complex))
                 continue
             op, _ = variant = self._variant(group)
             for device in {p.device for p in lists[0]}:
                 calls[op, variant, device].add(lists, self._hyper(group), device)
-        for (op, _, _), call in calls.items():
-            getattr(torch.ops.onepass, op)(*call.lists, call.hyper(), call.groups)
-            if not torch.compiler.is_compiling():
-                torch.autograd.graph.increment_version(call.lists[0])
+        return calls, others
 
-    def _check_capture(self, groups: list[dict[str, Any]]) -> None:
-        if any(p.device.type != "cpu" for g in groups for p in g["params"]):
-            self._accelerator_graph_capture_health_check()
-
-    # --- the plans --------------------------------------------------------------------------------------
-    def _gathered_plans(self) -> "Plans | None":
-        """The plans, checked and ready to run; None where a tensor is in their way and the ops do it."""
-        hypers = [self._hyper(group) for group in self.param_groups]
-        if self._plans is not None and self._plans.fit(self) and self._plans.gather(hypers):
-            return self._plans
-        self._plans = None
-        self._check_grads()
-        with torch.no_grad():
-            plans = Plans(self)
-        if not plans.gather(hypers):
-            return None
-        self._plans = plans
-        return plans
-
-    def _check_grads(self) -> None:
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
+    def _check_all(self) -> None:
+        """Raises what is wrong with any tensor, in the words of the op, and leaves everything as it was."""
+        fresh = [p for group in self.param_groups for p in group["params"] if not self.state.get(p)]
+        try:
+            for group in self.param_groups:
+                if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
                     raise RuntimeError(
                         f"{type(self).__name__} does not support sparse gradients, "
                         "please consider SparseAdam instead"
                     )
-                tensors = {"params": p, "grads": p.grad, **self.state.get(p, {})}
-                for name, t in tensors.items():
-                    if isinstance(t, Tensor) and checks.freed(t):
-                        op, _ = self._variant(group)
-                        raise RuntimeError(f"{op}: {name}[{i}] has no storage: it was freed")
+            calls, _ = self._collect(self.param_groups)
+            for (op, _, _), call in calls.items():
+                backends.check(op, *call.arguments())
+        except BaseException:
+            for p in fresh:
+                self.state.pop(p, None)
+            raise
+
+    def _check_capture(self, groups: list[dict[str, Any]]) -> None:
+        if any(p.device.type != "cpu" for g in groups for p in g["params"]):
+            self._accelerator_graph_capture_health_check()
 
     def _names(self, variant: tuple[str, bool]) -> list[str]:
         """The states that an op keeps under this variant."""

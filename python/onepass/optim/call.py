@@ -22,6 +22,9 @@ class Call:
         self.groups += [len(self.rows)] * len(here)
         self.rows.append(row)
 
+    def arguments(self) -> tuple[Any, ...]:
+        return *self.lists, self.hyper(), self.groups
+
     def hyper(self) -> Tensor:
         """One float64 tensor [groups, columns], made without a host sync."""
         tensors = [x for row in self.rows for x in row if isinstance(x, Tensor)]

@@ -37,16 +37,13 @@ def plannable(group: dict[str, Any]) -> bool:
 class Plans:
     """C++ plans for the groups that can have one, and the indices of the `rest`."""
 
-    def __init__(self, owner: "FusedOptimizer") -> None:
+    def __init__(self, owner: "FusedOptimizer", use: bool = True) -> None:
         self._key = self._key_of(owner)
-        plan_class = backends.optim_plan("cpu")
+        plan_class = backends.optim_plan("cpu") if use else None
         indices_of: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for i, group in enumerate(owner.param_groups):
             if plan_class is not None and group["params"] and served(group) and plannable(group):
                 indices_of[owner._variant(group)].append(i)
-                for p in group["params"]:
-                    if p.grad is not None:
-                        owner._init_state(p, group)
         self._plans = [
             (plan_class(*variant, owner.param_groups, indices, owner.state, owner._names(variant)), indices)
             for variant, indices in indices_of.items()

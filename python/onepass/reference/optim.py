@@ -6,7 +6,9 @@ from torch import Tensor
 
 def _store(target: Tensor, value: Tensor, found_inf: Tensor | None) -> None:
     """target <- value, or nothing where inf was found."""
-    target.copy_(value if found_inf is None else torch.where(found_inf.to(value.device) != 0, target, value))
+    if found_inf is not None:
+        value = torch.where(found_inf.to(value.device).reshape(()) != 0, target, value)
+    target.copy_(value.reshape(target.shape))
 
 
 @torch.no_grad()
@@ -25,10 +27,10 @@ def _adam(
 ) -> None:
     for i, param in enumerate(params):
         lr, beta1, beta2, eps, weight_decay, maximize = hyper[groups[i]].unbind()
-        p, t = param.double(), steps[i].double() + 1
+        p, t = param.double(), steps[i].double().reshape(()) + 1
         g = grads[i].double() * (1 - 2 * maximize)
         if grad_scale is not None:
-            g = g / grad_scale.double()
+            g = g / grad_scale.double().reshape(())
         if not decoupled:
             g = g + weight_decay * p
         m = beta1 * exp_avgs[i].double() + (1 - beta1) * g

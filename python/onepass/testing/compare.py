@@ -80,21 +80,27 @@ def _largest(value: Any) -> float:
 def _difference(name: str, got: Any, want: Any, before: Any, floor: float) -> str:
     """What is wrong with `got`, in words; empty if it is within the tolerance."""
     if not isinstance(want, Tensor) or not isinstance(got, Tensor):
-        return (
-            ""
-            if got is want or (not isinstance(got, Tensor) and got == want)
-            else f"is {got!r}, not {want!r}"
-        )
+        same = type(got) is type(want) and got == want
+        return "" if same else f"is {got!r}, wanted {want!r}"
     for what in ("dtype", "shape", "device"):
         ours, theirs = getattr(got, what), getattr(want, what)
         if ours != theirs:
             return f"has {what} {ours}, wanted {theirs}"
     if want.numel() == 0:
         return ""
-    exact = name in EXACT or not want.is_floating_point()
-    tolerance = Tolerance(0.0, 0.0, "exact") if exact else TOLERANCES[want.dtype]
+    if name in EXACT or not want.is_floating_point():
+        return _beyond(got, want, torch.zeros_like(want, dtype=torch.float64))
+    tolerance = TOLERANCES[want.dtype]
+    arithmetic = tolerance.rtol * _scale(want, before, floor)
+    if tolerance.ulps == 0:
+        return _beyond(got, want, arithmetic)
+    beyond = _beyond(got, want, arithmetic + tolerance.ulps * spacing(want))
+    return beyond or _rounded_otherwise(errors(got, want) > arithmetic, tolerance)
+
+
+def _beyond(got: Tensor, want: Tensor, allowed: Tensor) -> str:
+    """Where got is further from want than allowed, and the worst such element."""
     error = errors(got, want)
-    allowed = _allowed(want, before, tolerance, floor)
     wrong = error > allowed
     if not wrong.any():
         return ""
@@ -107,6 +113,13 @@ def _difference(name: str, got: Any, want: Any, before: Any, floor: float) -> st
     )
 
 
+def _rounded_otherwise(off: Tensor, tolerance: Tolerance) -> str:
+    count = int(off.sum())
+    if count <= max(2, tolerance.flips * off.numel()):
+        return ""
+    return f"is off by a unit in the last place in {count} of {off.numel()} elements: not rounded to nearest"
+
+
 def errors(got: Tensor, want: Tensor) -> Tensor:
     """|got - want| in float64: 0 where both are NaN or the same inf, inf where only one of them is."""
     got, want = got.detach().double(), want.detach().double()
@@ -114,11 +127,10 @@ def errors(got: Tensor, want: Tensor) -> Tensor:
     return (got - want).abs().nan_to_num(nan=float("inf")).masked_fill(same, 0.0)
 
 
-def _allowed(want: Tensor, before: Tensor | None, tolerance: Tolerance, floor: float) -> Tensor:
+def _scale(want: Tensor, before: Tensor | None, floor: float) -> Tensor:
     scale = _finite_size(want)
     scale = scale if before is None else torch.maximum(scale, _finite_size(before))
-    allowed = tolerance.rtol * scale.clamp(min=floor)
-    return allowed + tolerance.ulps * spacing(want) if tolerance.ulps else allowed
+    return scale.clamp(min=floor)
 
 
 def _finite_size(t: Tensor) -> Tensor:
@@ -131,10 +143,9 @@ def spacing(t: Tensor) -> Tensor:
     info = torch.finfo(t.dtype)
     size = t.detach().double().abs()
     _, exponent = torch.frexp(size)
-    distance = torch.ldexp(torch.full_like(size, info.eps), exponent - 1).clamp(
-        min=info.smallest_normal * info.eps
-    )
-    return distance.masked_fill(~size.isfinite(), 0.0)
+    smallest = info.smallest_normal * info.eps
+    distance = torch.ldexp(torch.full_like(size, info.eps), exponent - 1).clamp(min=smallest)
+    return distance.masked_fill(size == 0, smallest).masked_fill(~size.isfinite(), 0.0)
 
 
 def margins(arguments: Mapping[str, Any]) -> list[Tensor]:

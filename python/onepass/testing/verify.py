@@ -11,6 +11,7 @@ from .. import backends
 from ..ops import Op
 from .cases import Call, Case
 from .compare import Mismatch, compare, margins
+from .threads import threads
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def call(function: Callable, arguments: Call) -> dict[str, Any]:
 
 def expected(op: Op, case: Case, seed: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What the reference makes of the case; called past the dispatcher, so no backend can be in its place."""
-    return call(backends.target(op.reference), case(seed, dtype, device))
+    with threads(1):
+        return call(backends.target(op.reference), case(seed, dtype, device))
 
 
 def verify(
@@ -75,14 +77,19 @@ def verify(
 ) -> list[Mismatch]:
     """Runs the case through the dispatcher and compares with the reference.
 
+    Only the op itself runs on all of torch's threads: its inputs and the comparison are hundreds of small
+    torch calls, which a busy machine makes slow when each of them waits for a second thread.
+
     Args:
         want: the reference's outcome, where it is at hand already.
     """
     want = expected(op, case, seed, dtype, device) if want is None else want
-    before = case(seed, dtype, device)
-    got = call(overload(op), case(seed, dtype, device))
-    found = compare(op.name, case.name, got, want, before, written(op))
-    for ours, old in zip(margins(got), margins(before), strict=True):
-        if not torch.equal(ours, old):
-            found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
+    with threads(1):
+        before, arguments = case(seed, dtype, device), case(seed, dtype, device)
+    got = call(overload(op), arguments)
+    with threads(1):
+        found = compare(op.name, case.name, got, want, before, written(op))
+        for ours, old in zip(margins(got), margins(before), strict=True):
+            if not torch.equal(ours, old):
+                found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
     return found

@@ -1,0 +1,112 @@
+"""Every row of the op table is whole, and the dispatcher agrees with it."""
+
+import pytest
+import torch
+from conftest import need
+from onepass import backends, call_checks
+from onepass.bench import AREAS
+from onepass.ops import OPS, Op
+from onepass.testing import CASES
+from onepass.testing.verify import overload, written
+
+needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C++ kernels are not built")
+each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+
+
+def _has_kernel(op: Op, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"onepass::{op.name}", key)
+
+
+def test_names_are_unique():
+    names = [op.name for op in OPS]
+    assert len(set(names)) == len(names)
+
+
+def test_dispatcher_has_no_op_beside_the_table():
+    everything = torch._C._dispatch_get_all_op_names()
+    names = {name.removeprefix("onepass::") for name in everything if name.startswith("onepass::")}
+    public = {name for name in names if not name.startswith("_")}
+    assert public == {op.name for op in OPS}
+
+
+@each_op
+def test_schema_is_the_dispatchers(op: Op):
+    table = torch._C.parse_schema(f"onepass::{op.name}{op.schema}")
+    assert str(overload(op)._schema) == str(table)
+
+
+@each_op
+def test_name_ends_in_underscore_if_it_writes_its_arguments(op: Op):
+    assert op.name.endswith("_") == bool(written(op) - {"results"})
+
+
+@each_op
+def test_doc_is_one_line(op: Op):
+    assert op.doc.strip() == op.doc and op.doc and "\n" not in op.doc
+
+
+@each_op
+def test_reference_resolves_to_a_function_of_the_same_name(op: Op):
+    assert backends.target(op.reference).__name__ == op.name
+
+
+@each_op
+def test_check_resolves(op: Op):
+    assert callable(getattr(call_checks, op.check))
+
+
+@each_op
+def test_triton_target_resolves(op: Op):
+    if op.triton is None:
+        assert "triton" not in op.cpp
+    else:
+        need("triton")
+        assert callable(backends.target(op.triton))
+
+
+@each_op
+def test_has_cases_with_names_of_their_own(op: Op):
+    names = [case.name for case in CASES[op.name]]
+    assert names and len(set(names)) == len(names)
+
+
+@each_op
+def test_cases_give_the_schemas_arguments(op: Op):
+    wanted = {argument.name for argument in overload(op)._schema.arguments}
+    for case in CASES[op.name]:
+        assert set(case(0, case.dtypes[0])) == wanted, case.name
+
+
+@each_op
+def test_has_a_benchmark(op: Op):
+    assert op.bench in AREAS
+
+
+@each_op
+def test_says_what_it_moves(op: Op):
+    assert op.bytes_per_element > 0 and op.bytes_per_element % 4 == 0
+
+
+@each_op
+def test_has_a_fake(op: Op):
+    assert _has_kernel(op, "Meta")
+
+
+@needs_cpp
+@each_op
+def test_dispatcher_has_the_kernels_of_the_table(op: Op):
+    for key in ("CPU", "CUDA"):
+        assert _has_kernel(op, key) == (key in op.cpp), key
+
+
+@needs_cpp
+@each_op
+def test_hyper_has_the_kernels_columns(op: Op):
+    if op.hyper:
+        assert backends._C.columns(op.name) == len(op.hyper)
+    else:
+        assert "Tensor hyper" not in op.schema
+
+
+def test_cases_belong_to_ops():
+    assert set(CASES) == {op.name for op in OPS}
