@@ -2,11 +2,10 @@
 // its gradient, its memory.
 //
 // torch's stable ABI reads memory, but has no way from a Python object to a tensor, nor from a tensor to its
-// gradient. For the first, the place of the pointer inside the object is looked for once, in an object whose
-// pointer is known. For the second, c10::TensorImpl::grad() has been exported under the name below since
-// torch 1.5; it returns a reference to an at::Tensor, which is what an AtenTensorHandle points to. A torch
-// where either is not found is noticed when the module loads, and optimizers then step through the dispatcher
-// op.
+// gradient or its negative bit. For the first, the place of the pointer inside the object is looked for once,
+// in an object whose pointer is known. For the others, torch has exported the two functions below for years;
+// an at::Tensor is what an AtenTensorHandle points to. A torch where one is not found is noticed when the
+// module loads, and optimizers then step through the dispatcher op.
 #pragma once
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
@@ -16,12 +15,17 @@
 
 namespace onepass {
 
-using GradOf = AtenTensorHandle (*)(const void* tensor_impl);
+using GradOf = AtenTensorHandle (*)(const void* tensor_impl);  // c10::TensorImpl::grad() const
+using IsNeg = bool (*)(AtenTensorHandle tensor);               // at::native::is_neg(at::Tensor const&)
 
-inline GradOf find_grad_of() {
-  void* library = dlopen("libc10.so", RTLD_LAZY | RTLD_NOLOAD);
-  return library ? reinterpret_cast<GradOf>(dlsym(library, "_ZNK3c1010TensorImpl4gradEv")) : nullptr;
+template <class Function>
+Function find_in(const char* library, const char* symbol) {
+  void* loaded = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+  return loaded ? reinterpret_cast<Function>(dlsym(loaded, symbol)) : nullptr;
 }
+
+inline GradOf find_grad_of() { return find_in<GradOf>("libc10.so", "_ZNK3c1010TensorImpl4gradEv"); }
+inline IsNeg find_is_neg() { return find_in<IsNeg>("libtorch_cpu.so", "_ZN2at6native6is_negERKNS_6TensorE"); }
 
 inline const void* pointer_at(const void* start, size_t offset) {
   return *reinterpret_cast<const void* const*>(static_cast<const char*>(start) + offset);

@@ -12,6 +12,7 @@ static struct {
   PyObject *params, *step, *hold, *increment_version;
   size_t impl_offset;
   GradOf grad_of;
+  IsNeg is_neg;
 } python;
 
 static PyObject* interned(const char* text) {
@@ -27,11 +28,12 @@ void load_python_objects() {
       py::object(py::module_::import("torch").attr("ops").attr("onepass").attr("_hold")).release().ptr();
   python.impl_offset = find_impl_offset(py::module_::import("torch").attr("empty")(0));
   python.grad_of = find_grad_of();
+  python.is_neg = find_is_neg();
   python.increment_version =
       py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release().ptr();
 }
 
-bool has_plan() { return python.grad_of != nullptr && python.impl_offset != 0; }
+bool has_plan() { return python.grad_of && python.is_neg && python.impl_offset; }
 
 static PyObject* keep(std::vector<py::object>& owned, py::handle object) {
   owned.push_back(py::reinterpret_borrow<py::object>(object));
@@ -190,7 +192,8 @@ bool OptimPlan::gather_row(size_t i) {
   Row& row = relist_ ? known_[i].row : launch_.rows[entry.slot];
   View view;
   const View param = shape_of(entry, 0);
-  if (!as_built(i, row) || !view_of(grad, view) || !fits(view, param, row)) return false;
+  if (!as_built(i, row) || python.is_neg(grad) || !view_of(grad, view) || !fits(view, param, row))
+    return false;
   row.data[kGrad] = view.data;
   row.t = read_step(row.step, row.step_dtype) + 1;
   if (row.box || !same_strides(view, param)) {

@@ -653,6 +653,24 @@ def test_no_version_is_bumped_where_nothing_is_written(name, backend):
         assert all(p.grad._version == 0 for p in rest)
 
 
+class Tagged(torch.Tensor):
+    """A subclass: its steps go through the dispatcher's op."""
+
+
+@names
+@each_backend
+def test_the_op_path_bumps_versions_too(name, backend):
+    p = torch.nn.Parameter(torch.ones(3).as_subclass(Tagged))
+    optimizer = OURS[name]([p], lr=1e-2)
+    with use_backend(backend):
+        for _ in range(2):
+            loss = (p * p).sum()
+            loss.backward(retain_graph=True)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
 def test_use_backend_names_what_there_is():
     with pytest.raises(ValueError, match="'fast' is none of cpp, triton, reference"):
         use_backend("fast")

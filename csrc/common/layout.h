@@ -38,9 +38,12 @@ inline bool is_dense(const View& v, const std::vector<int>& order) {
 
 // Two elements at one address, as torch's in-place ops detect it: a stride of 0.
 inline bool overlaps_itself(const View& v) {
-  for (int d = 0; d < v.dim; ++d)
-    if (v.sizes[d] > 1 && v.strides[d] == 0) return true;
-  return false;
+  bool repeated = false;
+  for (int d = 0; d < v.dim; ++d) {
+    if (v.sizes[d] == 0) return false;
+    repeated |= v.sizes[d] > 1 && v.strides[d] == 0;
+  }
+  return repeated;
 }
 
 // views[0] is the parameter; all have its sizes.

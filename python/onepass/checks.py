@@ -35,7 +35,8 @@ def _check_stream(op: str, name: str, i: int, t: Tensor, param: Tensor) -> None:
     wanted = torch.float32 if state and param.dtype in HALF else param.dtype
     if t.dtype != wanted:
         _fail(arg, " has dtype ", _name(t.dtype), ", expected ", wanted, f" for {param.dtype} parameters")
-    if name != "grads" and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True)):
+    repeated = any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    if name != "grads" and repeated and t.numel() > 0:
         _fail(arg, " has several elements at one address: it cannot be written")
 
 

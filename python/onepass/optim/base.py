@@ -66,7 +66,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_capture(rest)
             with torch.set_grad_enabled(self.defaults["differentiable"]):
                 self._op_step(rest, alone=len(rest) == len(self.param_groups))
-        plans.run()
+        plans.run(*self._scaling())
+
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """Loss scale and overflow flag, as torch.amp.GradScaler leaves them with an optimizer made with
+        fused=True: it then neither unscales the gradients nor decides about the step itself."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
     def _new_plans(self, hypers: list[list[Any]]) -> Plans:
         """Plans for what is there now, checked and ready to run. Raises what is wrong with a tensor."""
@@ -89,8 +94,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 backends.check(op, *call.arguments())
         for group, lists, has_complex in others:
             self._torch_step(group, lists, has_complex)
-        for (op, _, _), call in calls.items():
-            getattr(torch.ops.onepass, op)(*call.arguments())
+        for (op, _, device), call in calls.items():
+            scaling = [None if t is None else t.to(device, torch.float32) for t in self._scaling()]
+            getattr(torch.ops.onepass, op)(*call.arguments(), grad_scale=scaling[0], found_inf=scaling[1])
             if not torch.compiler.is_compiling():
                 torch.autograd.graph.increment_version(call.lists[0])
 

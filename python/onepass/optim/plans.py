@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import backends, checks
 
@@ -14,12 +15,16 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def served(group: dict[str, Any]) -> bool:
-    """Do our kernels serve this group, whatever the backend? torch's own loop does the rest: among others
-    memory that is listed twice, under one name or two, and has to be updated once after the other."""
+    """Do our kernels serve this group, whatever the backend? torch's own loop does the rest.
+
+    Among the rest: memory that is listed twice, under one name or two, and has to be updated once after the
+    other; and tensors that run an op once for each tensor they wrap, where a step counter would count twice.
+    """
     params = group["params"]
     return (
         not group["differentiable"]
         and all(p.dtype in checks.SERVED and not p.is_sparse for p in params)
+        and not any(is_traceable_wrapper_subclass(p) for p in params)
         and len({_place(p) for p in params}) == len(params)
     )
 
@@ -31,7 +36,8 @@ def _place(p: torch.Tensor) -> int:
 
 
 def plannable(group: dict[str, Any]) -> bool:
-    return all(type(p) in _PLAIN and p.device.type == "cpu" for p in group["params"])
+    """Can a C++ plan read these parameters itself?"""
+    return all(type(p) in _PLAIN and p.device.type == "cpu" and not p.is_neg() for p in group["params"])
 
 
 class Plans:
@@ -64,6 +70,8 @@ class Plans:
     def gather(self, hypers: list[list[Any]]) -> bool:
         return all(plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served in self._plans)
 
-    def run(self) -> None:
+    def run(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
+        if found_inf is not None and float(found_inf) != 0:
+            return
         for plan, _ in self._plans:
-            plan.run()
+            plan.run(1.0 if grad_scale is None else 1.0 / float(grad_scale))
