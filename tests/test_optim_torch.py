@@ -853,27 +853,49 @@ def test_parameters_with_the_negative_bit(name, backend):
 
 
 # --- loss scaling -------------------------------------------------------------------------------------------
+def scaled_training(optimizer, unscale_first=False):
+    """Six steps under a GradScaler, of which the first and the fourth overflow."""
+    params = params_of(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for t in range(6):
+        factors = [randn(*p.shape, seed=10 * t + i, dtype=p.dtype) for i, p in enumerate(params)]
+        loss = sum((p * f).abs().sum() for p, f in zip(params, factors, strict=True))
+        scaler.scale(loss * (float("inf") if t in (0, 3) else 1.0)).backward()
+        if unscale_first:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(params, 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    steps = [optimizer.state[p]["step"].float() for p in params]
+    return [*values(optimizer), *steps, torch.tensor(scaler.get_scale())]
+
+
 @names
+@each_backend
+@pytest.mark.parametrize("unscale_first", (False, True), ids=("plain", "unscaled and clipped first"))
 @pytest.mark.parametrize("fused", (None, True))
-def test_grad_scaler(name, fused):
+def test_grad_scaler(name, backend, fused, unscale_first):
     """fused=True makes GradScaler leave unscaling and skipping to the optimizer."""
+    with use_backend(backend):
+        ours = scaled_training(OURS[name](parameters(), lr=1e-2, fused=fused), unscale_first)
+    assert_trained_alike(ours, scaled_training(make_torch(name)(parameters(), lr=1e-2), unscale_first))
 
-    def scenario(make):
-        model = network()
-        optimizer = make(model.parameters(), lr=1e-2) if fused is None else fused_of(make, model)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
-        for t in range(6):
-            loss = loss_of(model, t) * (float("inf") if t in (0, 3) else 1.0)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-        return [*values(optimizer), torch.tensor(scaler.get_scale())]
 
-    def fused_of(make, model):
-        return (OURS[name] if make is OURS[name] else TORCH[name])(model.parameters(), lr=1e-2, fused=True)
+@names
+@pytest.mark.parametrize("kind", ("complex", "shared memory", "subclass"))
+def test_grad_scaler_where_no_plan_runs(name, kind):
+    def make(cls, **options):
+        first, second = parameters((5,), (3, 4))
+        third = {
+            "complex": lambda: torch.nn.Parameter(randn(4, dtype=torch.complex64)),
+            "shared memory": lambda: torch.nn.Parameter(second.data),
+            "subclass": lambda: torch.nn.Parameter(randn(4).as_subclass(Tagged)),
+        }[kind]()
+        return cls([{"params": [first]}, {"params": [second, third]}], lr=1e-2, **options)
 
-    assert_same_training(name, scenario)
+    ours, theirs = scaled_training(make(OURS[name], fused=True)), scaled_training(make(make_torch(name)))
+    assert_trained_alike(*([t.as_subclass(torch.Tensor) for t in side] for side in (ours, theirs)))
 
 
 # --- process-wide settings ----------------------------------------------------------------------------------

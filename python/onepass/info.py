@@ -119,10 +119,25 @@ def _support_table(ops: list[dict[str, Any]]) -> Any:
     return table
 
 
+def support_markdown() -> str:
+    """The support table of README.md: what the op table says, whatever is built here."""
+    lines = ["| op | what it does | CPU | CUDA | bytes per fp32 element |", "|---|---|---|---|---|"]
+    for op in OPS:
+        cpu, cuda = (["C++"] if key in op.cpp else [] for key in ("CPU", "CUDA"))
+        cuda += ["Triton"] if op.triton else []
+        served = [", ".join([*backends, "reference"]) for backends in (cpu, cuda)]
+        lines.append(f"| `{op.name}` | {op.doc} | {' | '.join(served)} | {op.bytes_per_element} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m onepass info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the support table for README.md")
     args = parser.parse_args(argv)
+    if args.markdown:
+        print(support_markdown())
+        return 0
     info = collect()
     if args.json:
         print(json.dumps(info, indent=2))

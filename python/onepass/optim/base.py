@@ -3,7 +3,7 @@
 A step takes one of three ways, group by group:
   plan    CPU parameters in eager mode: one call into C++ for all tensors of all groups
   op      torch.ops.onepass.*: other devices, tensor subclasses, under torch.compile, other backends
-  torch   what no kernel serves (complex, differentiable, a parameter listed twice): torch's own function
+  torch   what no kernel serves (plans.served says what): torch's own function
 """
 
 from collections import defaultdict
@@ -79,10 +79,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             self._check_all()
             plans = Plans(self)
-        if not plans.gather(
-            hypers
-        ):  # a gradient without memory of its own, say: the ops take what plans do not
-            return Plans(self, use=False)
+        if not plans.gather(hypers):
+            return Plans(self, use=False)  # a negative bit, say: the ops take what plans do not
         self._plans = plans
         return plans
 

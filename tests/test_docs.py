@@ -1,0 +1,46 @@
+"""README.md says what the table and the committed rows say, and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from onepass.bench import markdown
+from onepass.bench.rows import read_rows
+from onepass.info import support_markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_support_table_is_the_op_tables():
+    assert support_markdown() in README
+
+
+def test_measured_table_is_made_from_the_committed_rows():
+    (rows,) = (ROOT / "bench" / "results").glob("optim-*.jsonl")
+    assert markdown.table(read_rows(rows)) in README
+    assert rows.name in README
+
+
+@pytest.mark.parametrize(
+    "page", ("README.md", "CONTRIBUTING.md", "bench/README.md", "docs/measured-facts.md")
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text())):
+        assert f"\n{target}: " in makefile, target
+
+
+def test_files_named_in_contributing_exist():
+    named = re.findall(
+        r"`((?:csrc|python|tests|docs|bench)/[\w./-]+\.\w+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    assert named
+    for name in named:
+        assert "NAME" in name or (ROOT / name).exists(), name
