@@ -242,6 +242,11 @@ def free_with_offset(a):
     a["grads"][1].untyped_storage().resize_(0)
 
 
+def shrink(a):
+    """Of its 12 elements 11 have memory: the last would be read from behind it."""
+    a["grads"][1].untyped_storage().resize_(44)
+
+
 HYPER_WORDS = {
     0: "learning rate",
     1: "beta parameter at index 0",
@@ -270,6 +275,7 @@ VALUE_FAULTS = {
         for name in (*STREAMS, "steps")
     },
     "freed gradient with an offset": (free_with_offset, "grads[1] has no storage: it was freed"),
+    "gradient of less storage": (shrink, "grads[1] has no storage: it was freed"),
     "a parameter twice": (
         lambda a: a["params"].__setitem__(1, a["params"][0]),
         "params[1] is the same memory as params[0]",

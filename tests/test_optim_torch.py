@@ -883,12 +883,11 @@ def test_grad_scaler(name, backend, fused, unscale_first):
 
 
 @names
-@pytest.mark.parametrize("kind", ("complex", "shared memory", "subclass"))
+@pytest.mark.parametrize("kind", ("shared memory", "subclass"))
 def test_grad_scaler_where_no_plan_runs(name, kind):
     def make(cls, **options):
         first, second = parameters((5,), (3, 4))
         third = {
-            "complex": lambda: torch.nn.Parameter(randn(4, dtype=torch.complex64)),
             "shared memory": lambda: torch.nn.Parameter(second.data),
             "subclass": lambda: torch.nn.Parameter(randn(4).as_subclass(Tagged)),
         }[kind]()
