@@ -11,7 +11,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/c/shim.h>
 
-#include "common/view.h"
+#include "common/torch_view.h"
 
 namespace onepass {
 
@@ -73,6 +73,7 @@ inline bool view_of(AtenTensorHandle tensor, View& v) {
     return false;
   v.dtype = dtype_of(dtype);
   v.on_cpu = device == cpu;
+  v.room = room_of(tensor, size_of(v.dtype));
   return read_shape(tensor, v);
 }
 

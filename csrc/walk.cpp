@@ -168,8 +168,7 @@ bool OptimPlan::as_built(size_t i, const Row& row) const {
 
 // Does the gradient fit its parameter? If not, whoever builds the plan says why.
 static bool fits(const View& grad, const View& param, const Row& row) {
-  return grad.on_cpu && grad.dtype == row.dtype[kParam] && same_sizes(grad, param) &&
-         (row.numel == 0 || reinterpret_cast<uintptr_t>(grad.data) >= kFirstMapped);
+  return grad.on_cpu && grad.dtype == row.dtype[kParam] && same_sizes(grad, param) && has_storage(grad);
 }
 
 // Is the tensor behind the parameter's object still the one we know? (torch.utils.swap_tensors)

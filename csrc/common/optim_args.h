@@ -16,13 +16,9 @@ inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   return out << "]";
 }
 
-// Pages below are never mapped: such an address is an offset into storage that was freed.
-constexpr uintptr_t kFirstMapped = 65536;
-
 template <class Name>
 void check_storage(const Name& arg, const View& v) {
-  if (v.numel() > 0 && reinterpret_cast<uintptr_t>(v.data) < kFirstMapped)
-    fail(arg, " has no storage: it was freed");
+  if (!has_storage(v)) fail(arg, " has no storage: it was freed");
 }
 
 inline void check_stream(const OptimSpec& spec, int stream, int64_t i, const View& v, const View& param) {

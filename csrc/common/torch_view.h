@@ -22,9 +22,17 @@ inline DType dtype_of(const torch::stable::Tensor& t) {
   }
 }
 
+// Elements from a tensor's start to the end of its storage.
+inline int64_t room_of(AtenTensorHandle t, int64_t element_size) {
+  int64_t bytes = 0, offset = 0;
+  if (aoti_torch_get_storage_size(t, &bytes) || aoti_torch_get_storage_offset(t, &offset)) return 0;
+  return element_size ? bytes / element_size - offset : 0;
+}
+
 inline View view_of(const torch::stable::Tensor& t) {
   View v;
   v.data = t.data_ptr();
+  v.room = room_of(t.get(), static_cast<int64_t>(t.element_size()));
   v.sizes = t.sizes().data();
   v.strides = t.strides().data();
   v.dim = static_cast<int32_t>(t.dim());

@@ -15,6 +15,7 @@ struct View {
   DType dtype = DType::kOther;
   bool on_cpu = true;
   int32_t device_index = 0;
+  int64_t room = 0;  // elements from data to the end of the storage
 
   int64_t numel() const {
     int64_t n = 1;
@@ -22,6 +23,16 @@ struct View {
     return n;
   }
 };
+
+// Does the storage hold all of the view? One that was freed or shrunk does not.
+inline bool has_storage(const View& v) {
+  int64_t last = 0;
+  for (int d = 0; d < v.dim; ++d) {
+    if (v.sizes[d] == 0) return true;
+    last += (v.sizes[d] - 1) * v.strides[d];
+  }
+  return last < v.room;
+}
 
 inline bool same_sizes(const View& a, const View& b) {
   if (a.dim != b.dim) return false;

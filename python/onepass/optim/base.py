@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from .. import backends, checks
+from . import packed
 from .call import Call
 from .hooks import hooked
-from .plans import Plans, served
+from .plans import PLAIN, Plans, served
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -146,21 +147,37 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _state_dtype(self, p: Tensor) -> torch.dtype:
         return torch.float32 if p.dtype in checks.HALF else p.dtype
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
-        """Zero states and step counter, as torch makes them, where there are none."""
-        state = self.state[p]
-        if state:
-            return
-        dtype = _get_scalar_dtype(is_fused=group["fused"])
-        state["step"] = torch.zeros((), dtype=dtype, device=p.device)
-        for name in self._names(self._variant(group)):
-            state[name] = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
+    def _init_states(self, group: dict[str, Any]) -> None:
+        """Zero states and step counters, as torch makes them, for parameters with a gradient and no state."""
+        new = [
+            p for p in group["params"] if p.grad is not None and not p.grad.is_sparse and not self.state[p]
+        ]
+        names, step_dtype = self._names(self._variant(group)), _get_scalar_dtype(is_fused=group["fused"])
+        small = [p for p in new if type(p) in PLAIN and packed.packable(p)]
+        if len(small) < packed.MANY or torch.compiler.is_compiling():
+            small = []
+        for dtype in {self._state_dtype(p) for p in small}:
+            self._init_packed([p for p in small if self._state_dtype(p) == dtype], names, dtype, step_dtype)
+        for p in new:
+            if self.state[p]:
+                continue
+            self.state[p]["step"] = torch.zeros((), dtype=step_dtype, device=p.device)
+            for name in names:
+                zeros = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
+                self.state[p][name] = zeros
+
+    def _init_packed(
+        self, params: list[Tensor], names: list[str], dtype: torch.dtype, step_dtype: torch.dtype
+    ) -> None:
+        for p, step in zip(params, packed.zero_scalars(len(params), step_dtype), strict=True):
+            self.state[p]["step"] = step
+        for name in names:
+            for p, zeros in zip(params, packed.zeros_like(params, dtype), strict=True):
+                self.state[p][name] = zeros
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         if served(group):
-            for p in group["params"]:
-                if p.grad is not None and not p.grad.is_sparse:
-                    self._init_state(p, group)
+            self._init_states(group)
         return super()._init_group(group, *lists)  # type: ignore[misc]  # of the torch class beside us
 
     # --- torch's surroundings ---------------------------------------------------------------------------

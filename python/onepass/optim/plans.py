@@ -11,7 +11,7 @@ from .. import backends, checks
 if TYPE_CHECKING:
     from .base import FusedOptimizer
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def served(group: dict[str, Any]) -> bool:
@@ -31,13 +31,13 @@ def served(group: dict[str, Any]) -> bool:
 
 def _place(p: torch.Tensor) -> int:
     """Where a parameter's memory starts, or its identity where that cannot be asked."""
-    plain = type(p) in _PLAIN and not torch.compiler.is_compiling()
+    plain = type(p) in PLAIN and not torch.compiler.is_compiling()
     return (p.data_ptr() if plain else 0) or id(p)
 
 
 def plannable(group: dict[str, Any]) -> bool:
     """Can a C++ plan read these parameters itself?"""
-    return all(type(p) in _PLAIN and p.device.type == "cpu" and not p.is_neg() for p in group["params"])
+    return all(type(p) in PLAIN and p.device.type == "cpu" and not p.is_neg() for p in group["params"])
 
 
 class Plans:
