@@ -919,3 +919,20 @@ def test_every_class_is_tested():
     import onepass.optim
 
     assert sorted(OURS[name].__name__ for name in NAMES) == sorted(onepass.optim.__all__)
+
+
+@names
+def test_hooks_run_once_for_a_subclass_with_a_step_of_its_own(name):
+    class Counting(OURS[name]):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    (p,) = parameters((5,))
+    optimizer, calls = Counting([p]), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    p.grad = torch.ones(5)
+    before = p.detach().clone()
+    optimizer.step()
+    assert calls == ["pre", "post"]
+    assert not torch.equal(p, before)

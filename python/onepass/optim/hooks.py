@@ -34,7 +34,8 @@ def hooked(step: Callable) -> Callable:
 
     @functools.wraps(step)
     def step_or_hook(*args: Any, **kwargs: Any) -> Any:
-        return served(*args, **kwargs) if _watched(args[0]) else step(*args, **kwargs)
+        overridden = type(args[0]).step is not step_or_hook  # then torch has put its hook around that one
+        return served(*args, **kwargs) if _watched(args[0]) and not overridden else step(*args, **kwargs)
 
     step_or_hook.hooked = True  # type: ignore[attr-defined]  # torch need not put its own around
     return step_or_hook
