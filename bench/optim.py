@@ -11,6 +11,7 @@ from typing import Any
 
 import onepass
 import torch
+from onepass.testing.threads import threads as torch_threads
 
 from . import machine, peers
 from .clock import Clock, Laps, headline, race, ratio, spread
@@ -63,7 +64,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
 def _workload(workload: Workload, args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     title = f"{workload.name} · {args.optimizer} {args.dtype}"
     gc.collect()  # what the workload before this one left
-    with _torch_threads(args.threads[0]):
+    with torch_threads(args.threads[0]):
         field, notes = _enter(workload, args)
     if peers.OURS not in field:
         yield Block(title, [], [*notes, f"{workload.name} is left out: onepass itself cannot run it here"])
@@ -72,7 +73,7 @@ def _workload(workload: Workload, args: argparse.Namespace, progress: Progress) 
     steps = {name: c.step for name, c in field.items()}
     for threads in dict.fromkeys(args.threads):
         titled = f"{title} · {threads} thread{'s' if threads > 1 else ''}"
-        with _torch_threads(threads), progress(titled) as tick:
+        with torch_threads(threads), progress(titled) as tick:
             laps = race(steps, rounds=args.rounds, seconds=args.seconds, tick=tick)
             rows = _rows(workload, args, field, laps)
         yield Block(titled, rows, notes)
@@ -114,16 +115,6 @@ def _remarks(field: dict[str, peers.Contestant]) -> list[str]:
             f"({ours.bytes_per_element} bytes): torch moves less and loses precision"
         )
     return notes
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(

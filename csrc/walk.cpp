@@ -63,7 +63,10 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
     }
   }
   for (size_t i = 0; i < entries_.size(); ++i)
-    if (state.contains(py::handle(params_[i]))) know(i, state[py::handle(params_[i])], names);
+    if (state.contains(py::handle(params_[i]))) {
+      const py::dict values = state[py::handle(params_[i])];
+      if (!values.empty()) know(i, values, names);  // optimizer.state makes an empty one for whoever looks
+    }
 }
 
 // Everything about a parameter and its states that a step need not work out again.

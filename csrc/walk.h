@@ -13,22 +13,22 @@ namespace onepass {
 
 namespace py = pybind11;
 
+void load_python_objects();  // once, with the module
+bool has_plan();             // can this torch be read as OptimPlan reads it?
+
 // One optimizer op over the groups `served` of param_groups.
 //
 // gather() re-reads what may have moved since the last step: each parameter's memory and gradient, each
 // state and step counter. It returns false where something is not as the plan knows it (a parameter, state or
 // group was added, removed or replaced; a parameter or state has other memory or another layout; a gradient
-// has no memory of its own): the plan has to be built anew, or the dispatcher op to be taken. It throws where
-// an argument is wrong. Either way nothing has been written. run() then does the step.
-// It throws only where hyper is wrong; whatever is wrong with a tensor is named by whoever builds the plan.
-// hyper: a row of the op's hyperparameters for each served group, one after the other.
+// has no memory of its own): the plan has to be built anew, or the dispatcher op to be taken, and whoever
+// does so names what is wrong with a tensor. It throws where hyper is wrong. Either way nothing has been
+// written. run() then does the step. hyper: a row of the op's hyperparameters for each served group, one
+// after the other.
 //
 // With many small tensors a step is bound by cache misses on torch's own objects, some thirty lines a
 // parameter. So what is read at every step is kept small and together, and what lies behind it is fetched a
 // few parameters ahead.
-void load_python_objects();  // once, with the module
-bool has_plan();             // can this torch be read as OptimPlan reads it?
-
 class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].

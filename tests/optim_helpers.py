@@ -30,16 +30,6 @@ def make_torch(name: str) -> Callable[..., torch.optim.Optimizer]:
     return functools.partial(TORCH[name], foreach=False)
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     widest = torch.complex128 if dtype.is_complex else torch.float64
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=widest).to(dtype)

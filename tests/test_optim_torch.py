@@ -798,7 +798,7 @@ def test_plan_op_and_torch_in_one_optimizer(name, backend):
 @each_backend
 def test_wrapper_subclass_of_two_tensors(name, backend):
     """An op on it runs once for each inner tensor; a step counter beside it may still only count once."""
-    two_tensor = pytest.importorskip("torch.testing._internal.two_tensor")
+    from torch.testing._internal import two_tensor
 
     def scenario(make):
         p = torch.nn.Parameter(two_tensor.TwoTensor(randn(5, seed=1), randn(5, seed=2)))

@@ -662,3 +662,18 @@ def test_the_first_steps_of_a_process_in_two_threads():
     except subprocess.TimeoutExpired:
         pytest.fail("both threads wait for each other")
     assert done.stdout.strip() == "done", done.stderr
+
+
+@names
+def test_looking_at_the_state_of_a_frozen_parameter_changes_nothing(name):
+    """optimizer.state is a defaultdict: a look leaves an empty dict behind."""
+    trained, frozen = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = OURS[name]([trained, frozen])
+    assert not optimizer.state[frozen]
+    trained.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[trained]["step"] == 1 and not optimizer.state[frozen]
+    frozen.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[trained]["step"] == 2 and optimizer.state[frozen]["step"] == 1
+    assert not torch.equal(frozen, torch.ones(3))
