@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onepass import backends, use_backend
+from onepass.testing.threads import threads
 from optim_helpers import (
     MOMENTS,
     OURS,
@@ -21,7 +22,6 @@ from optim_helpers import (
     randn,
     span,
     take_over,
-    threads,
 )
 from torch import Tensor
 

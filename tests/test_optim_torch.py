@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from onepass import backends, use_backend
+from onepass.testing.threads import threads
 from optim_helpers import (
     NAMES,
     OURS,
@@ -23,7 +24,6 @@ from optim_helpers import (
     needs_cpp,
     params_of,
     randn,
-    threads,
     train,
     values,
 )

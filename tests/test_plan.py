@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onepass import backends, use_backend
+from onepass.testing.threads import threads
 from optim_helpers import (
     OURS,
     assert_trained_alike,
@@ -25,7 +26,6 @@ from optim_helpers import (
     needs_cpp,
     params_of,
     randn,
-    threads,
     train,
     values,
 )
