@@ -9,10 +9,11 @@ namespace onepass {
 // Python objects used at every step. Loaded with the module: a static of a function would be made under a
 // lock, while an import gives up the GIL, and two threads could wait for each other.
 static struct {
-  PyObject *params, *step, *hold, *increment_version;
+  PyObject *params, *step, *hold;
   size_t impl_offset;
   GradOf grad_of;
   IsNeg is_neg;
+  BumpVersion bump_version;
 } python;
 
 static PyObject* interned(const char* text) {
@@ -29,11 +30,10 @@ void load_python_objects() {
   python.impl_offset = find_impl_offset(py::module_::import("torch").attr("empty")(0));
   python.grad_of = find_grad_of();
   python.is_neg = find_is_neg();
-  python.increment_version =
-      py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release().ptr();
+  python.bump_version = find_bump_version();
 }
 
-bool has_plan() { return python.grad_of && python.is_neg && python.impl_offset; }
+bool has_plan() { return python.grad_of && python.is_neg && python.bump_version && python.impl_offset; }
 
 static PyObject* keep(std::vector<py::object>& owned, py::handle object) {
   owned.push_back(py::reinterpret_borrow<py::object>(object));
@@ -210,19 +210,19 @@ bool OptimPlan::gather_row(size_t i) {
 
 void OptimPlan::list_rows() {
   launch_.clear();
-  touched_ = py::list();
   for (size_t i = 0; i < entries_.size(); ++i) {
     if (entries_[i].slot < 0) continue;
     entries_[i].slot = static_cast<int32_t>(size());
     launch_.add(known_[i].row);
-    touched_.append(py::handle(params_[i]));
   }
   relist_ = false;
 }
 
-// Hints, in two stages: the objects whose addresses the entry holds, then what those point to. The second
-// stage guesses where a TensorImpl keeps its storage; a wrong guess costs time and nothing else.
-constexpr size_t kObjectsAhead = 8, kMemoryAhead = 4, kStorageOffset = 16;
+// Hints, in three stages: the objects whose addresses the entry holds, then what leads to the gradient, then
+// the memory. They guess where a TensorImpl keeps its storage and what autograd knows of it; a wrong guess
+// costs time and nothing else.
+constexpr size_t kObjectsAhead = 8, kAutogradAhead = 6, kMemoryAhead = 4;
+constexpr size_t kStorageOffset = 16, kAutogradOffset = 24;
 
 static void fetch(const void* start, int bytes) {
   for (int at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(start) + at);
@@ -237,6 +237,10 @@ void OptimPlan::fetch_objects(size_t i) const {
     fetch(t.impl, 1);
     fetch(static_cast<const char*>(t.impl) + 128, 1);
   }
+}
+
+void OptimPlan::fetch_autograd(size_t i) const {
+  if (same_tensor(i)) fetch(pointer_at(entries_[i].tensors[0].impl, kAutogradOffset), 64);
 }
 
 void OptimPlan::fetch_memory(size_t i) const {
@@ -262,6 +266,7 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
     const size_t count = entries_.size();
     for (size_t i = 0; i < count; ++i) {
       if (i + kObjectsAhead < count) fetch_objects(i + kObjectsAhead);
+      if (i + kAutogradAhead < count) fetch_autograd(i + kAutogradAhead);
       if (!relist_ && i + kMemoryAhead < count) fetch_memory(i + kMemoryAhead);
       if (!gather_row(i)) return false;
     }
@@ -272,7 +277,8 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
 void OptimPlan::run(double inv_scale) {
   if (launch_.rows.empty()) return;
   // A kernel writes behind autograd's back: say so, that a backward through the old values raises.
-  py::handle(python.increment_version)(touched_);
+  for (const Entry& entry : entries_)
+    if (entry.slot >= 0) python.bump_version(entry.tensors[0].handle());
   launch_.hyper = hyper_.data();
   launch_.hyper_columns = spec_.columns;
   launch_.inv_scale = inv_scale;

@@ -77,6 +77,7 @@ class OptimPlan {
   bool gather_row(size_t i);
   bool same_tensor(size_t i) const;
   void fetch_objects(size_t i) const;
+  void fetch_autograd(size_t i) const;
   void fetch_memory(size_t i) const;
   View shape_of(const Entry& entry, int tensor) const;
 
@@ -95,7 +96,6 @@ class OptimPlan {
   std::vector<int64_t> shapes_;
   std::vector<double> hyper_;
   Launch launch_;
-  py::list touched_;    // the parameters of the launch's rows
   bool relist_ = true;  // a parameter got its first gradient, or lost it
 };
 
