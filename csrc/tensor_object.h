@@ -17,7 +17,8 @@
 
 namespace onepass {
 
-// c10::TensorImpl::grad() const, at::native::is_neg and torch::autograd::impl::bump_version of a Tensor const&
+// c10::TensorImpl::grad() const, at::native::is_neg(at::Tensor const&) and
+// torch::autograd::impl::bump_version(at::Tensor const&)
 using GradOf = AtenTensorHandle (*)(const void* tensor_impl);
 using IsNeg = bool (*)(AtenTensorHandle tensor);
 using BumpVersion = void (*)(AtenTensorHandle tensor);
