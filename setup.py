@@ -1,13 +1,17 @@
-"""Builds onepass._C (CPU ops + the Python module) with ninja.
+"""Builds onepass._C (CPU ops + the Python module) and, where nvcc is, onepass._cuda (CUDA ops) with ninja.
 
 Metadata stands in pyproject.toml. Environment:
-  ONEPASS_BUILD=0   build nothing: the plain-PyTorch reference serves every op
-  CXX               the C++ compiler (g++)
-  MAX_JOBS          how many files are compiled at once
+  ONEPASS_BUILD=0     build nothing: the plain-PyTorch reference serves every op
+  ONEPASS_CUDA        0: no CUDA part; 1: fail where nvcc is missing; else it is built where nvcc is found
+  ONEPASS_CUDA_ARCHS  compute capabilities, "80;90;100" if not set, or "native": of the GPUs that are here
+  CUDA_HOME           where CUDA lies, if its nvcc is not on PATH
+  CXX                 the C++ compiler (g++)
+  MAX_JOBS            how many files are compiled at once
 """
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,9 +42,32 @@ if sysconfig.get_platform().endswith("x86_64"):
 KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
 HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
 
+# A shared object of its own: it needs symbols that only a torch built for CUDA has.
+CUDA = ["csrc/cuda/optim.cu", "csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
+
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
 CXXFLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, None where there is none or none is wanted."""
+    wanted = os.environ.get("ONEPASS_CUDA", "auto")
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if wanted == "1" and not found:
+        raise RuntimeError("ONEPASS_CUDA=1, but there is no nvcc on PATH or in CUDA_HOME")
+    return None if wanted == "0" else found
+
+
+def arch_flags() -> list[str]:
+    """Machine code for each architecture, and PTX of the newest for those to come."""
+    archs = os.environ.get("ONEPASS_CUDA_ARCHS", "80;90;100")
+    if archs == "native":
+        return ["-arch=native"]
+    listed = archs.split(";")
+    codes = [(a, f"sm_{a}") for a in listed] + [(listed[-1], f"compute_{listed[-1]}")]
+    return [flag for a, code in codes for flag in ("-gencode", f"arch=compute_{a},code={code}")]
 
 
 def torch_flags() -> tuple[list[str], list[str]]:
@@ -48,18 +75,19 @@ def torch_flags() -> tuple[list[str], list[str]]:
 
     root = Path(torch.__file__).parent
     compile_flags = [
-        f"-isystem{root / 'include'}",
+        "-isystem",
+        f"{root / 'include'}",
         "-DTORCH_TARGET_VERSION=0x020a000000000000",  # one build serves every torch from 2.10 on
-        f'-DONEPASS_BUILD_TORCH="{torch.__version__}"',
     ]
-    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
-    return compile_flags, [f"-L{root / 'lib'}", *libraries]
+    return compile_flags, [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
 
 
 def python_flags() -> list[str]:
     import pybind11
+    import torch
 
-    return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+    version = f'-DONEPASS_BUILD_TORCH="{torch.__version__}"'
+    return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}", version]
 
 
 def escaped(path: Path | str) -> str:
@@ -68,9 +96,11 @@ def escaped(path: Path | str) -> str:
 
 
 class NinjaFile:
-    """Rules and edges of the build, and the objects made so far."""
+    """Rules and edges of the build of one shared object, and the objects made so far."""
 
     def __init__(self, folder: Path) -> None:
+        # Not setuptools' build_temp: this one stays, so that a rebuild compiles only what changed.
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.lines = [f"builddir = {folder}"]
         self.objects: list[str] = []
@@ -83,7 +113,7 @@ class NinjaFile:
     def compile(self, source: str, suffix: str = "", flags: list[str] | None = None) -> None:
         target = self.folder / (Path(source).name + suffix + ".o")
         self.objects.append(escaped(target))
-        self.lines += [f"build {escaped(target)}: cxx {escaped(ROOT / source)}"]
+        self.lines += [f"build {escaped(target)}: compile {escaped(ROOT / source)}"]
         self.lines += [f"  flags = {shlex.join(flags or [])}"]
 
     def run(self, output: Path) -> None:
@@ -94,33 +124,51 @@ class NinjaFile:
         subprocess.check_call([sys.executable, "-m", "ninja", "-f", str(path), *jobs])
 
 
+def build_cpu(ninja: NinjaFile) -> None:
+    cxx = os.environ.get("CXX", "g++")
+    compile_flags, link_flags = torch_flags()
+    compile_flags = [*CXXFLAGS, *python_flags(), *compile_flags]
+    compile_one = [cxx, shlex.join(compile_flags), "$flags -MMD -MF $out.d -c $in -o $out"]
+    ninja.rule("compile", compile_one, depfile=True)
+    ninja.rule("link", [cxx, "-shared $in -o $out -Wl,--no-as-needed", shlex.join(link_flags)])
+
+    table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
+    for source in HOST:
+        ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])
+    for source in KERNELS:
+        for isa in ISAS:
+            ninja.compile(source, f".{isa.name}", [*isa.flags.split(), f"-DONEPASS_ISA={isa.name}"])
+
+
+def build_cuda(ninja: NinjaFile) -> None:
+    """nvcc compiles the host files too: it knows where its headers and its runtime lie."""
+    compiler, host = nvcc(), os.environ.get("CXX", "g++")
+    assert compiler is not None
+    compile_flags, link_flags = torch_flags()
+    common = [compiler, "-ccbin", host, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    flags = ["-std=c++20", "-O3", "-DUSE_CUDA", "--threads", "2", *arch_flags(), *compile_flags]
+    compile_one = [shlex.join([*common, *flags]), "$flags -MMD -MF $out.d -c $in -o $out"]
+    ninja.rule("compile", compile_one, depfile=True)
+    link = [*common, "-cudart", "static", "-shared", "-Xlinker", "--no-as-needed,--exclude-libs,ALL"]
+    ninja.rule("link", [shlex.join(link), "$in -o $out", shlex.join(link_flags)])
+    for source in CUDA:
+        ninja.compile(source)
+
+
 class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        cxx = os.environ.get("CXX", "g++")
-        # Not build_temp: this one stays, so that a rebuild compiles only what changed.
-        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
-        folder.mkdir(parents=True, exist_ok=True)
+        name = ext.name.rpartition(".")[2]
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-
-        compile_flags, link_flags = torch_flags()
-        compile_flags = [*CXXFLAGS, *python_flags(), *compile_flags]
-        table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
-
-        ninja = NinjaFile(folder)
-        compile_one = [cxx, shlex.join(compile_flags), "$flags -MMD -MF $out.d -c $in -o $out"]
-        ninja.rule("cxx", compile_one, depfile=True)
-        ninja.rule("link", [cxx, "-shared $in -o $out", shlex.join(link_flags)])
-        for source in HOST:
-            ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])
-        for source in KERNELS:
-            for isa in ISAS:
-                ninja.compile(source, f".{isa.name}", [*isa.flags.split(), f"-DONEPASS_ISA={isa.name}"])
+        ninja = NinjaFile(ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}" / name)
+        {"_C": build_cpu, "_cuda": build_cuda}[name](ninja)
         ninja.run(output)
 
 
-built = os.environ.get("ONEPASS_BUILD", "1") != "0"
-setup(
-    ext_modules=[Extension("onepass._C", [])] if built else [],
-    cmdclass={"build_ext": Build},
-)
+def extensions() -> list[Extension]:
+    if os.environ.get("ONEPASS_BUILD", "1") == "0":
+        return []
+    return [Extension("onepass._C", []), *([Extension("onepass._cuda", [])] if nvcc() else [])]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

@@ -58,14 +58,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("columns", [](const std::string& op) { return optim_spec(op).columns; });
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
+  m.def(
+      "use_cuda_driver", [](uintptr_t driver) { use_cuda_driver(reinterpret_cast<CudaDriver>(driver)); },
+      "The address of onepass_cuda_run in onepass._cuda");
   m.def("has_plan", &has_plan, "Can OptimPlan be used with this torch?");
   py::class_<OptimPlan>(m, "OptimPlan")
       .def(py::init<const std::string&, bool, py::list, std::vector<int64_t>, py::dict,
-                    const std::vector<std::string>&>(),
+                    const std::vector<std::string>&, std::optional<int32_t>>(),
            py::arg("op"), py::arg("variant"), py::arg("param_groups"), py::arg("served"), py::arg("state"),
-           py::arg("state_names"))
+           py::arg("state_names"), py::arg("cuda") = std::nullopt)
       .def("gather", &OptimPlan::gather, py::arg("hyper"))
-      .def("run", &OptimPlan::run, py::arg("inv_scale") = 1.0)
+      .def("run", &OptimPlan::run, py::arg("grad_scale") = 0, py::arg("found_inf") = 0)
       .def("__len__", &OptimPlan::size);
 }
 

@@ -81,6 +81,7 @@ inline bool view_of(AtenTensorHandle tensor, View& v) {
     return false;
   v.dtype = dtype_of(dtype);
   v.on_cpu = device == cpu;
+  if (!v.on_cpu && aoti_torch_get_device_index(tensor, &v.device_index)) return false;
   v.room = room_of(tensor, size_of(v.dtype));
   return read_shape(tensor, v);
 }

@@ -35,18 +35,23 @@ void load_python_objects() {
 
 bool has_plan() { return python.grad_of && python.is_neg && python.bump_version && python.impl_offset; }
 
+static CudaDriver cuda_driver = nullptr;
+void use_cuda_driver(CudaDriver driver) { cuda_driver = driver; }
+
 static PyObject* keep(std::vector<py::object>& owned, py::handle object) {
   owned.push_back(py::reinterpret_borrow<py::object>(object));
   return object.ptr();
 }
 
 OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served,
-                     py::dict state, const std::vector<std::string>& state_names)
+                     py::dict state, const std::vector<std::string>& state_names, std::optional<int32_t> cuda)
     : spec_(optim_spec(op)),
       variant_(variant),
       states_(spec_.states[variant]),
+      cuda_(cuda),
       param_groups_(param_groups),
       state_(state) {
+  if (cuda && !cuda_driver) fail(op, ": a plan on CUDA needs onepass._cuda");
   if (static_cast<int>(state_names.size()) != states_) fail(op, ": a plan needs ", states_, " state names");
   std::vector<py::str> names(state_names.begin(), state_names.end());
   names.push_back(py::reinterpret_borrow<py::str>(python.step));
@@ -81,6 +86,8 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
   View views[kMaxStreams];
   for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known.held[s < kState ? 0 : s - 1]);
   const View step = view_of(known.held.back());
+  if (step.on_cpu != views[kParam].on_cpu || step.device_index != views[kParam].device_index)
+    fail(Argument{spec_.op, "steps", static_cast<int64_t>(i)}, " is on another device than params[", i, "]");
   check_row(spec_, variant_, static_cast<int64_t>(i), views, known.row);
   check_step(spec_, static_cast<int64_t>(i), step);
   known.layout = layout_of(views, kState + states_);
@@ -170,8 +177,9 @@ bool OptimPlan::as_built(size_t i, const Row& row) const {
 }
 
 // Does the gradient fit its parameter? If not, whoever builds the plan says why.
-static bool fits(const View& grad, const View& param, const Row& row) {
-  return grad.on_cpu && grad.dtype == row.dtype[kParam] && same_sizes(grad, param) && has_storage(grad);
+bool OptimPlan::fits(const View& grad, const View& param, const Row& row) const {
+  return grad.on_cpu == !cuda_ && grad.device_index == cuda_.value_or(0) && grad.dtype == row.dtype[kParam] &&
+         same_sizes(grad, param) && has_storage(grad);
 }
 
 // Is the tensor behind the parameter's object still the one we know? (torch.utils.swap_tensors)
@@ -197,7 +205,7 @@ bool OptimPlan::gather_row(size_t i) {
   if (!as_built(i, row) || python.is_neg(grad) || !view_of(grad, view) || !fits(view, param, row))
     return false;
   row.data[kGrad] = view.data;
-  row.t = read_step(row.step, row.step_dtype) + 1;
+  if (!cuda_) row.t = read_step(row.step, row.step_dtype) + 1;
   if (row.box || !same_strides(view, param)) {
     View views[kMaxStreams];
     views[kGrad] = view;
@@ -274,15 +282,20 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
   return true;
 }
 
-void OptimPlan::run(double inv_scale) {
+void OptimPlan::run(uintptr_t grad_scale, uintptr_t found_inf) {
   if (launch_.rows.empty()) return;
+  launch_.hyper = hyper_.data();
+  launch_.hyper_columns = spec_.columns;
+  launch_.grad_scale = reinterpret_cast<const float*>(grad_scale);
+  launch_.found_inf = reinterpret_cast<const float*>(found_inf);
+  if (!cuda_ && launch_.found_inf && *launch_.found_inf != 0) return;
   // A kernel writes behind autograd's back: say so, that a backward through the old values raises.
   for (const Entry& entry : entries_)
     if (entry.slot >= 0) python.bump_version(entry.tensors[0].handle());
-  launch_.hyper = hyper_.data();
-  launch_.hyper_columns = spec_.columns;
-  launch_.inv_scale = inv_scale;
   py::gil_scoped_release unlocked;
+  if (cuda_)
+    return cuda_driver(spec_.kernel, variant_, launch_, static_cast<int64_t>(served_.size()), *cuda_);
+  launch_.inv_scale = launch_.grad_scale ? 1.0 / *launch_.grad_scale : 1.0;
   onepass::run(launch_, current_isa().kernels->optim[spec_.kernel][variant_]);
 }
 

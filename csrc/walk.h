@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,14 @@ namespace py = pybind11;
 void load_python_objects();  // once, with the module
 bool has_plan();             // can this torch be read as OptimPlan reads it?
 
-// One optimizer op over the groups `served` of param_groups.
+// What steps a launch on a CUDA device in the order of torch's current stream. onepass._cuda brings it: _C
+// itself knows nothing of CUDA.
+using CudaDriver = void (*)(Optimizer which, bool variant, const Launch& launch, int64_t groups,
+                            int32_t device);
+void use_cuda_driver(CudaDriver driver);
+
+// One optimizer op over the groups `served` of param_groups, all of whose parameters are on one device: the
+// CPU, or CUDA device number `cuda`.
 //
 // gather() re-reads what may have moved since the last step: each parameter's memory and gradient, each
 // state and step counter. It returns false where something is not as the plan knows it (a parameter, state or
@@ -33,9 +41,10 @@ class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].
   OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served,
-            py::dict state, const std::vector<std::string>& state_names);
+            py::dict state, const std::vector<std::string>& state_names, std::optional<int32_t> cuda);
   bool gather(const std::vector<double>& hyper);
-  void run(double inv_scale);
+  // Addresses of one float32 element each on the plan's device, 0 where there is none.
+  void run(uintptr_t grad_scale, uintptr_t found_inf);
   int64_t size() const { return static_cast<int64_t>(launch_.rows.size()); }
 
  private:
@@ -80,10 +89,12 @@ class OptimPlan {
   void fetch_autograd(size_t i) const;
   void fetch_memory(size_t i) const;
   View shape_of(const Entry& entry, int tensor) const;
+  bool fits(const View& grad, const View& param, const Row& row) const;
 
   const OptimSpec& spec_;
   const bool variant_;
   const int states_;
+  const std::optional<int32_t> cuda_;
   py::list param_groups_;
   py::dict state_;
   std::vector<py::object> owned_;                      // keeps what is compared by address alive

@@ -39,6 +39,10 @@ struct Launch {
   int64_t hyper_columns = 0;
   double inv_scale = 1.0;
 
+  // For a driver that reads them on the device: one float32 element each, null where there is none.
+  const float *grad_scale = nullptr, *found_inf = nullptr;
+  bool hyper_on_device = false;
+
   void clear() {
     rows.clear();
     begin.assign(1, 0);

@@ -4,15 +4,6 @@
 
 namespace onepass::ONEPASS_ISA {
 
-template <class T>
-using AdamRule = Adam<T, /*kDecoupled=*/false, /*kAmsgrad=*/false>;
-template <class T>
-using AdamAmsgrad = Adam<T, false, true>;
-template <class T>
-using AdamWRule = Adam<T, true, false>;
-template <class T>
-using AdamWAmsgrad = Adam<T, true, true>;
-
 // The yardstick of the optimizer benchmarks: AdamW's traffic (4 streams read, 3 written) with next to no
 // arithmetic.
 static void rmw_probe(float* __restrict p, const float* __restrict g, float* __restrict m,

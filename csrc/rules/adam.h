@@ -50,4 +50,13 @@ struct Adam {
   }
 };
 
+template <class T>
+using AdamRule = Adam<T, /*kDecoupled=*/false, /*kAmsgrad=*/false>;
+template <class T>
+using AdamAmsgrad = Adam<T, false, true>;
+template <class T>
+using AdamWRule = Adam<T, true, false>;
+template <class T>
+using AdamWAmsgrad = Adam<T, true, true>;
+
 }  // namespace onepass

@@ -1,11 +1,12 @@
 """Which backend serves which device, and the switch between them.
 
-Order of preference: CPU: cpp, reference. CUDA: cpp, triton, reference. Anything else: reference.
+Order of preference: CPU: cpp, reference. CUDA: cpp, triton, reference. Anything else: reference. Under
+TRITON_INTERPRET=1 Triton runs on the CPU, for tests: there it serves where it is asked for by name.
 `use_backend(name)` puts one backend first on every device it serves, for the whole process; ONEPASS_BACKEND
 does so from the start.
 """
 
-import functools
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -31,13 +32,27 @@ def target(path: str) -> Callable:
     return getattr(importlib.import_module(module), function)
 
 
-def _checked_reference(op: Op) -> Callable:
-    reference, check = target(op.reference), getattr(call_checks, op.check)
+def _load_cuda() -> str | None:
+    """Loads the CUDA part, which registers its kernels. Returns why there is none, None if it is loaded."""
+    spec = importlib.util.find_spec("onepass._cuda")
+    if spec is None or spec.origin is None:
+        return "not built: there was no nvcc"
+    if torch.version.cuda is None:
+        return f"built, but torch {torch.__version__} is not a torch for CUDA"
+    torch.ops.load_library(spec.origin)
+    if _C is not None:
+        run = ctypes.CDLL(spec.origin).onepass_cuda_run
+        _C.use_cuda_driver(ctypes.cast(run, ctypes.c_void_p).value)
+    return None
 
-    @functools.wraps(reference)
+
+def _checked(op: Op, path: str) -> Callable:
+    """The function of the table behind the op's checks. Its module is imported by the first call."""
+    check = getattr(call_checks, op.check)
+
     def run(*args, **kwargs):
         check(op, *args, **kwargs, values=True)
-        return reference(*args, **kwargs)
+        return target(path)(*args, **kwargs)
 
     return run
 
@@ -54,16 +69,28 @@ def check(name: str, *args: Any, **kwargs: Any) -> None:
 
 
 def _register() -> torch.library.Library:
-    """Defines every op of the table. The reference serves each device that nothing else does; the C++
-    kernels registered themselves for theirs when onepass._C was loaded."""
+    """Defines every op of the table. Triton's kernels serve CUDA where there are no others, and the reference
+    each device that nothing else does; C++ kernels register themselves when their library is loaded."""
     library = torch.library.Library("onepass", "DEF")
     for op in OPS:
         library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(op.name, _checked_reference(op), "CompositeExplicitAutograd")
+        library.impl(op.name, _checked(op, op.reference), "CompositeExplicitAutograd")
+        if op.triton and _has_triton() and without_cuda is not None:
+            library.impl(op.name, _checked(op, op.triton), "CUDA")
         torch.library.register_fake(f"onepass::{op.name}", _fake(op), lib=library)
     return library
 
 
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# None where the CUDA kernels in C++ are loaded, else why not: "not built ..."
+without_cuda: str | None = _load_cuda()
 _library = _register()
 
 
@@ -75,9 +102,11 @@ def compiled() -> bool:
 def serves(backend: str, device: str) -> bool:
     """Can this backend serve some op on this type of device, here and now?"""
     if backend == "cpp":
-        return _C is not None and any(device.upper() in op.cpp for op in OPS)
+        loaded = {"cpu": _C is not None, "cuda": without_cuda is None}
+        return loaded.get(device, False) and any(device.upper() in op.cpp for op in OPS)
     if backend == "triton":
-        return device == "cuda" and any(op.triton for op in OPS) and bool(importlib.util.find_spec("triton"))
+        runs = device == "cuda" or (device == "cpu" and _interpreting())
+        return runs and any(op.triton for op in OPS) and _has_triton()
     return True
 
 
@@ -85,14 +114,16 @@ def available() -> list[str]:
     return [b for b in BACKENDS if any(serves(b, device) for device in ("cpu", "cuda"))]
 
 
-def _reference_everywhere() -> torch.library.Library:
-    """The reference in front of every C++ kernel, until the library is destroyed."""
+def _put_first(backend: str) -> torch.library.Library:
+    """Triton's kernels, or the reference, in front of all others, until the library is destroyed."""
     library = torch.library.Library("onepass", "IMPL")
     with warnings.catch_warnings():  # that a kernel is overridden is what was asked for
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for op in OPS:
-            for key in op.cpp if _C is not None else ():
-                library.impl(op.name, _checked_reference(op), key, allow_override=True)
+            path = op.triton if backend == "triton" else op.reference
+            for device in ("cpu", "cuda"):
+                if path and serves(backend, device):
+                    library.impl(op.name, _checked(op, path), device.upper(), allow_override=True)
     return library
 
 
@@ -134,8 +165,8 @@ class use_backend:
         if use_backend._override is not None:
             use_backend._override._destroy()
             use_backend._override = None
-        if name == "reference":
-            use_backend._override = _reference_everywhere()
+        if name in ("triton", "reference"):
+            use_backend._override = _put_first(name)
         use_backend._current = name
         use_backend._changes += 1
 
@@ -143,8 +174,9 @@ class use_backend:
 def backend_of(device: str) -> str:
     """The backend that serves this type of device now: "cpu", "cuda" ..."""
     first = use_backend._current
-    order = BACKENDS if first is None else (first, *BACKENDS)
-    return next(b for b in order if serves(b, device))
+    if first is not None and serves(first, device):
+        return first
+    return next(b for b in BACKENDS if serves(b, device) and (b, device) != ("triton", "cpu"))
 
 
 def changes() -> int:
@@ -154,7 +186,8 @@ def changes() -> int:
 
 def optim_plan(device: str) -> Callable | None:
     """The class that steps an eager optimizer on this type of device in one call; None where the ops do."""
-    return _C.OptimPlan if device == "cpu" and backend_of(device) == "cpp" and _C.has_plan() else None
+    planned = device in ("cpu", "cuda") and backend_of(device) == "cpp" and _C is not None
+    return _C.OptimPlan if planned and _C.has_plan() else None
 
 
 def rmw_probe(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:

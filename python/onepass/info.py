@@ -24,6 +24,7 @@ def collect() -> dict[str, Any]:
             "platform": platform.platform(),
         },
         "compiled": _compiled(),
+        "cuda": backends.without_cuda or "built and loaded",
         "instruction_sets": _instruction_sets(),
         "devices": {device: _device(device) for device in DEVICES},
         "threads": {"torch": torch.get_num_threads(), "processors": os.cpu_count()},
@@ -65,7 +66,7 @@ def _op(op: Op) -> dict[str, Any]:
 
 def _backends(op: Op, device: str) -> list[str]:
     """The backends that have this op for this type of device and can be used here, best first."""
-    has = {"cpp": device.upper() in op.cpp, "triton": device == "cuda" and bool(op.triton), "reference": True}
+    has = {"cpp": device.upper() in op.cpp, "triton": bool(op.triton), "reference": True}
     return [b for b in backends.BACKENDS if has[b] and backends.serves(b, device)]
 
 
@@ -86,6 +87,7 @@ def _build_table(info: dict[str, Any]) -> Any:
     compiled = info["compiled"]
     built = f"compiler {compiled['compiler']}, torch {compiled['torch']}" if compiled else "not built"
     table.add_row("C++ kernels", built)
+    table.add_row("CUDA kernels", info["cuda"])
     table.add_row("instruction sets", "\n".join(map(_isa_line, info["instruction_sets"])) or "none")
     for device, entry in info["devices"].items():
         there = "" if entry["available"] else "  (no such device here)"

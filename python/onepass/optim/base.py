@@ -1,7 +1,7 @@
 """What every optimizer of ours has in common: torch's surroundings, our step.
 
 A step takes one of three ways, group by group:
-  plan    CPU parameters in eager mode: one call into C++ for all tensors of all groups
+  plan    eager mode with the C++ kernels of a device: one call into C++ for all tensors of all groups
   op      torch.ops.onepass.*: other devices, tensor subclasses, under torch.compile, other backends
   torch   what no kernel serves (plans.served says what): torch's own function
 """
@@ -67,6 +67,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_capture(rest)
             with torch.set_grad_enabled(self.defaults["differentiable"]):
                 self._op_step(rest, alone=len(rest) == len(self.param_groups))
+        if plans.on_cuda:
+            self._accelerator_graph_capture_health_check()
         plans.run(*self._scaling())
 
     def _scaling(self) -> tuple[Tensor | None, Tensor | None]:

@@ -35,9 +35,17 @@ def _place(p: torch.Tensor) -> int:
     return (p.data_ptr() if plain else 0) or id(p)
 
 
-def plannable(group: dict[str, Any]) -> bool:
-    """Can a C++ plan read these parameters itself?"""
-    return all(type(p) in PLAIN and p.device.type == "cpu" and not p.is_neg() for p in group["params"])
+def plan_device(group: dict[str, Any]) -> torch.device | None:
+    """The one device on which a C++ plan can step this group; None where no plan can."""
+    params = group["params"]
+    devices = {p.device for p in params}
+    if len(devices) != 1 or not all(type(p) in PLAIN and not p.is_neg() for p in params):
+        return None
+    (device,) = devices
+    hyper = (group["lr"], *group.get("betas", ()))
+    if device.type != "cpu" and any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in hyper):
+        return None  # reading it would wait for the device; the op's kernel reads it there
+    return device if backends.optim_plan(device.type) else None
 
 
 class Plans:
@@ -45,18 +53,27 @@ class Plans:
 
     def __init__(self, owner: "FusedOptimizer", use: bool = True) -> None:
         self._key = self._key_of(owner)
-        plan_class = backends.optim_plan("cpu") if use else None
-        indices_of: dict[tuple[str, bool], list[int]] = defaultdict(list)
-        for i, group in enumerate(owner.param_groups):
-            if plan_class is not None and group["params"] and served(group) and plannable(group):
-                indices_of[owner._variant(group)].append(i)
+        indices_of: dict[tuple[tuple[str, bool], torch.device], list[int]] = defaultdict(list)
+        for i, group in enumerate(owner.param_groups if use else ()):
+            device = plan_device(group) if group["params"] and served(group) else None
+            if device is not None:
+                indices_of[owner._variant(group), device].append(i)
         self._plans = [
-            (plan_class(*variant, owner.param_groups, indices, owner.state, owner._names(variant)), indices)
-            for variant, indices in indices_of.items()
-            if plan_class is not None
+            (self._plan(owner, variant, device, indices), indices, device)
+            for (variant, device), indices in indices_of.items()
         ]
-        planned = {i for _, indices in self._plans for i in indices}
+        planned = {i for _, indices, _ in self._plans for i in indices}
         self.rest = [i for i in range(len(owner.param_groups)) if i not in planned]
+        self.on_cuda = any(device.type != "cpu" for _, _, device in self._plans)
+
+    @staticmethod
+    def _plan(
+        owner: "FusedOptimizer", variant: tuple[str, bool], device: torch.device, indices: list[int]
+    ) -> Any:
+        plan_class = backends.optim_plan(device.type)
+        assert plan_class is not None
+        names = owner._names(variant)
+        return plan_class(*variant, owner.param_groups, indices, owner.state, names, device.index)
 
     @staticmethod
     def _key_of(owner: "FusedOptimizer") -> Any:
@@ -68,10 +85,12 @@ class Plans:
         return self._key == self._key_of(owner)
 
     def gather(self, hypers: list[list[Any]]) -> bool:
-        return all(plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served in self._plans)
+        return all(
+            plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served, _ in self._plans
+        )
 
     def run(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
-        if found_inf is not None and float(found_inf) != 0:
-            return
-        for plan, _ in self._plans:
-            plan.run(1.0 if grad_scale is None else 1.0 / float(grad_scale))
+        """Scaling is read on each plan's device, by the kernel."""
+        for plan, _, device in self._plans:
+            here = [None if t is None else t.to(device, torch.float32) for t in (grad_scale, found_inf)]
+            plan.run(*(0 if t is None else t.data_ptr() for t in here))

@@ -1,0 +1,48 @@
+// Elements between their storage type and the arithmetic type, one at a time or 16 bytes at a time.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "table.h"
+
+namespace onepass::cuda {
+
+template <class S>
+struct Arithmetic {
+  using Type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using Type = double;
+};
+
+__device__ __forceinline__ float load(float x) { return x; }
+__device__ __forceinline__ double load(double x) { return x; }
+__device__ __forceinline__ float load(__half x) { return __half2float(x); }
+__device__ __forceinline__ float load(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ void store(float& to, float x) { to = x; }
+__device__ __forceinline__ void store(double& to, double x) { to = x; }
+__device__ __forceinline__ void store(__half& to, float x) { to = __float2half_rn(x); }
+__device__ __forceinline__ void store(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
+
+template <class S>
+constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(S));
+
+// One vector from, or to, 16-byte aligned memory: a single 128-bit access.
+template <class S>
+__device__ __forceinline__ void load_vector(S (&to)[kPerVector<S>], const S* from) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  memcpy(to, &raw, kVectorBytes);
+}
+template <class S>
+__device__ __forceinline__ void store_vector(S* to, const S (&from)[kPerVector<S>]) {
+  uint4 raw;
+  memcpy(&raw, from, kVectorBytes);
+  *reinterpret_cast<uint4*>(to) = raw;
+}
+
+}  // namespace onepass::cuda
