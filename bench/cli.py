@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .files import why_not_writable
+from .venues import why_not
 
 # area: (module of this package, one line of doc). The module has add_arguments(parser) and
 # sweep(args, progress), which yields blocks.
@@ -89,12 +90,15 @@ def _missing(*modules: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark that argv asks for and returns the exit code: 0, 1 if nothing could be measured, 2
-    for wrong arguments or missing packages (by SystemExit), 130 if interrupted."""
+    for wrong arguments or missing packages (by SystemExit) or a missing GPU, 130 if interrupted."""
     top = parser()
     args = top.parse_args(argv)
     missing = _missing("rich", *(["matplotlib"] if args.plot else []))
     if missing:
         top.error(f"{' and '.join(missing)} not installed: pip install 'onepass[cli]'")
+    if wrong := why_not(getattr(args, "device", "cpu")):
+        print(f"onepass bench: {wrong}", file=sys.stderr)
+        return 2
     try:
         return _run(args)
     except KeyboardInterrupt:

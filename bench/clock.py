@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 Step = Callable[[], object]
-Clock = Literal["thread_cpu", "wall"]
+Clock = Literal["thread_cpu", "wall", "cuda_event"]
 
 BATCH_SECONDS = 0.02  # long enough for the clocks' resolution, short enough for neighbours in one round
 WARM_UP_STEPS = 2  # the first makes states and plans, the second touches what the first allocated
@@ -33,14 +33,15 @@ class Timer:
 
 @dataclass
 class Laps:
-    """What one contestant did: seconds per step by both clocks, one entry a round."""
+    """What one contestant did: seconds per step by each clock, one entry a round."""
 
     batch: int  # consecutive steps a round
     thread_cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
+    cuda_event: list[float] = field(default_factory=list)  # on a GPU only: see gpu_clock.py
 
     def by(self, clock: Clock) -> np.ndarray:
-        return np.array(self.thread_cpu if clock == "thread_cpu" else self.wall)
+        return np.array(getattr(self, clock))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def headline(threads: int) -> Clock:
     return "thread_cpu" if threads == 1 else "wall"
 
 
-def _timed(step: Step, steps: int, timer: Timer) -> tuple[float, float]:
+def timed(step: Step, steps: int, timer: Timer) -> tuple[float, float]:
     """Seconds per step by (thread_cpu, wall) over consecutive steps."""
     wall, cpu = timer.wall(), timer.thread_cpu()
     for _ in range(steps):
@@ -83,7 +84,7 @@ def calibrate(step: Step, timer: Timer, seconds: float = BATCH_SECONDS) -> int:
         step()
     steps = 1
     while True:
-        _, wall = _timed(step, steps, timer)
+        _, wall = timed(step, steps, timer)
         if wall * steps >= seconds / 2:
             return max(1, math.ceil(seconds / wall))
         steps *= 2
@@ -127,15 +128,32 @@ def race(
     """
     timer = timer or Timer()
     laps = {name: Laps(calibrate(step, timer)) for name, step in steps.items()}
+
+    def lap(name: str) -> None:
+        cpu, wall = timed(steps[name], laps[name].batch, timer)
+        laps[name].thread_cpu.append(cpu)
+        laps[name].wall.append(wall)
+
+    in_rounds(list(steps), lap, rounds=rounds, seconds=seconds, wall=timer.wall, tick=tick)
+    return laps
+
+
+def in_rounds(
+    names: Sequence[str],
+    lap: Callable[[str], None],
+    *,
+    rounds: int,
+    seconds: float,
+    wall: Callable[[], float],
+    tick: Callable[[float], None],
+) -> None:
+    """Calls lap(name) for each contestant in each round, until the rounds or the seconds are used up."""
     with _no_collector():
-        start = timer.wall()
+        start = wall()
         for turn in range(rounds):
-            for name in order(list(steps), turn):
-                cpu, wall = _timed(steps[name], laps[name].batch, timer)
-                laps[name].thread_cpu.append(cpu)
-                laps[name].wall.append(wall)
-            spent = timer.wall() - start
+            for name in order(names, turn):
+                lap(name)
+            spent = wall() - start
             tick(min(1.0, max((turn + 1) / rounds, spent / seconds)))
             if turn + 1 >= MIN_ROUNDS and spent >= seconds:
                 break
-    return laps

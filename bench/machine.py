@@ -1,8 +1,11 @@
 """What a row says about where it was measured, and how much memory there is to measure in."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
+
+import torch
 
 
 def cpu_model() -> str:
@@ -25,7 +28,10 @@ def _git(*args: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checkout's short hash, with "-dirty" if tracked files were changed; None outside a checkout."""
+    """The checkout's short hash, with "-dirty" if tracked files were changed; None outside a checkout.
+    ONEPASS_COMMIT says it for a copy that is none."""
+    if os.environ.get("ONEPASS_COMMIT"):
+        return os.environ["ONEPASS_COMMIT"]
     # An installed package may lie inside somebody else's checkout: then this file is not tracked there.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -48,6 +54,13 @@ def _inactive_file(folder: str) -> int:
     # Version 1 has both; "total_" is the one that counts the groups below as well, as its usage does.
     stats = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
     return stats.get("total_inactive_file", stats.get("inactive_file", 0))
+
+
+def free_gpu_memory() -> int:
+    """Bytes that can still be allocated on the current CUDA device."""
+    torch.cuda.empty_cache()  # what torch keeps for itself counts as taken otherwise
+    free, _ = torch.cuda.mem_get_info()
+    return free
 
 
 def free_memory() -> int | None:

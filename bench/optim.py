@@ -13,10 +13,11 @@ import onepass
 import torch
 from onepass.testing.threads import threads as torch_threads
 
-from . import machine, peers
-from .clock import Clock, Laps, headline, race, ratio, spread
+from . import machine, peers, venues
+from .clock import Clock, Laps, ratio, spread
 from .rows import SCHEMA, Row
-from .workloads import WORKLOADS, Workload
+from .venues import Venue
+from .workloads import WORKLOADS, Workload, usual
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[float], None]]]
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=WORKLOADS,
         metavar="NAME",
-        help=f"may be given several times; all of them if not given: {known}",
+        help=f"may be given several times; if not given, those that suit the device: {known}",
     )
     parser.add_argument("--optimizer", choices=peers.OPTIMIZERS, default="adamw", help="default: adamw")
     parser.add_argument(
@@ -50,46 +51,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers",
         nargs="+",
         choices=peers.PEERS,
-        default=list(peers.PEERS),
-        help="whom to compare with, all if not given; the null run comes with torch-fused",
+        help="whom to compare with; if not given, all, on cuda without torch-loop; the null run comes with "
+        "torch-fused",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
 
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
-    for name in dict.fromkeys(args.workload or WORKLOADS):
-        yield from _workload(WORKLOADS[name], args, progress)
+    venue = venues.of(args.device)
+    for name in dict.fromkeys(args.workload or usual(args.device)):
+        yield from _workload(WORKLOADS[name], args, venue, progress)
 
 
-def _workload(workload: Workload, args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
+def _workload(
+    workload: Workload, args: argparse.Namespace, venue: Venue, progress: Progress
+) -> Iterator[Block]:
     title = f"{workload.name} · {args.optimizer} {args.dtype}"
     gc.collect()  # what the workload before this one left
     with torch_threads(args.threads[0]):
-        field, notes = _enter(workload, args)
+        field, notes = _enter(workload, args, venue)
     if peers.OURS not in field:
         yield Block(title, [], [*notes, f"{workload.name} is left out: onepass itself cannot run it here"])
         return
-    notes += _remarks(field)
-    steps = {name: c.step for name, c in field.items()}
+    notes += _remarks(field, venue)
     for threads in dict.fromkeys(args.threads):
-        titled = f"{title} · {threads} thread{'s' if threads > 1 else ''}"
+        titled = f"{title} · {venue.place(threads)}"
         with torch_threads(threads), progress(titled) as tick:
-            laps = race(steps, rounds=args.rounds, seconds=args.seconds, tick=tick)
-            rows = _rows(workload, args, field, laps)
+            laps = venue.race(field, args.rounds, args.seconds, tick)
+            rows = _rows(workload, args, venue, field, laps)
         yield Block(titled, rows, notes)
 
 
-def _enter(workload: Workload, args: argparse.Namespace) -> tuple[dict[str, peers.Contestant], list[str]]:
+def _enter(
+    workload: Workload, args: argparse.Namespace, venue: Venue
+) -> tuple[dict[str, peers.Contestant], list[str]]:
     """The contestants, built, and a line about each who is not among them."""
-    dtype, elements = getattr(torch, args.dtype), workload.elements()
-    wanted = {name: peers.needs(name, elements, dtype) for name in peers.contestants(args.peers)}
-    names, notes = peers.fit(wanted, machine.free_memory())
+    dtype = getattr(torch, args.dtype)
+    names, notes = peers.fit(venue.needs(args.peers or venue.peers, workload, dtype), venue.free_memory())
     field: dict[str, peers.Contestant] = {}
-    for name in names if peers.OURS in names else ():
+    if peers.OURS not in names:
+        return field, notes
+    build = venue.builder(workload, args.optimizer, dtype)
+    for name in names:
         try:
-            field[name] = peers.build(name, workload, args.optimizer, dtype)
+            field[name] = build(name)
         except RuntimeError as error:  # a dtype that a peer does not serve; memory that went meanwhile
-            if name == peers.OURS:
+            if name == peers.OURS and not isinstance(error, torch.OutOfMemoryError):
                 raise
             notes.append(f"{name} is left out: {str(error).splitlines()[0]}")
     if peers.NULL in field and peers.FUSED not in field:
@@ -98,14 +106,14 @@ def _enter(workload: Workload, args: argparse.Namespace) -> tuple[dict[str, peer
     return field, notes
 
 
-def _remarks(field: dict[str, peers.Contestant]) -> list[str]:
+def _remarks(field: dict[str, peers.Contestant], venue: Venue) -> list[str]:
     """What a reader of the numbers has to know."""
     notes = []
-    if not onepass.backends.compiled():
+    if peers.LIMIT not in field and not onepass.backends.compiled():
         notes.append(
             "no share of the limit: the compiled part of onepass, which measures it, is not built here"
         )
-    if onepass.backends.backend_of("cpu") == "reference":
+    if onepass.backends.backend_of(venue.device) == "reference":
         notes.append("onepass is served by its reference in plain PyTorch, which is not made to be fast")
     ours = field[peers.OURS]
     others = {c.moments: c.bytes_per_element for c in field.values() if c.moments not in (None, ours.moments)}
@@ -120,10 +128,11 @@ def _remarks(field: dict[str, peers.Contestant]) -> list[str]:
 def _rows(
     workload: Workload,
     args: argparse.Namespace,
+    venue: Venue,
     field: dict[str, peers.Contestant],
     laps: dict[str, Laps],
 ) -> list[Row]:
-    elements, shared = workload.elements(), _shared(workload, args)
+    elements, shared = workload.elements(), _shared(workload, args, venue)
     rows = []
     for name, contestant in field.items():
         clock = shared["clock"]
@@ -132,6 +141,7 @@ def _rows(
             Row(
                 **shared,
                 **_compared(name, laps, clock),
+                backend=contestant.backend or onepass.backends.backend_of(venue.device),
                 contestant=name,
                 moments=contestant.moments,
                 rounds=len(laps[name].wall),
@@ -149,16 +159,15 @@ def _rows(
     return rows
 
 
-def _shared(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
+def _shared(workload: Workload, args: argparse.Namespace, venue: Venue) -> dict[str, Any]:
     """What all rows of a block have in common."""
     threads = torch.get_num_threads()
     return {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "area": "optim",
-        "device": machine.cpu_model(),
-        "isa": onepass.backends.isa(),
-        "backend": onepass.backends.backend_of("cpu"),
+        "device": venue.model(),
+        "isa": venue.isa(),
         "threads": threads,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -169,7 +178,7 @@ def _shared(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
         "elements": workload.elements(),
         "optimizer": args.optimizer,
         "dtype": args.dtype,
-        "clock": headline(threads),
+        "clock": venue.headline(threads),
     }
 
 

@@ -3,6 +3,7 @@
 Each contestant owns its parameters, gradients and states, all made in the same way from the same seed.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,19 @@ PEERS = {
 }
 
 
+def in_front(backend: str | None) -> contextlib.AbstractContextManager[object]:
+    """Puts a backend of onepass first for a with-block; None changes nothing."""
+    return contextlib.nullcontext() if backend is None else backends.use_backend(backend)
+
+
 @dataclass
 class Contestant:
     name: str
     step: Callable[[], object]
     moments: str | None  # dtype of exp_avg and exp_avg_sq; None for the limit, which has none
     bytes_per_element: int  # the least that a step has to move
+    backend: str | None = None  # of onepass, first in line while this contestant has its turn
+    instances: int = 1  # equal copies that its steps go round
 
 
 def contestants(peers: Sequence[str]) -> list[str]:
@@ -86,14 +94,16 @@ def fit(wanted: Mapping[str, int], free: int | None) -> tuple[list[str], list[st
     return names, notes
 
 
-def _parameters(workload: Workload, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+def parameters(workload: Workload, dtype: torch.dtype, device: str = "cpu") -> list[torch.nn.Parameter]:
+    """The workload's tensors with their gradients."""
     # Gradients of ordinary size stay what they are, so the moments settle at normal numbers: no denormals,
     # which would be timed instead of the optimizer.
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(device).manual_seed(0)
     params = []
     for shape in workload.shapes():
-        p = torch.nn.Parameter(torch.empty(shape, dtype=dtype).uniform_(-0.1, 0.1, generator=random))
-        p.grad = torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=random)
+        empty = functools.partial(torch.empty, shape, dtype=dtype, device=device)
+        p = torch.nn.Parameter(empty().uniform_(-0.1, 0.1, generator=random))
+        p.grad = empty().uniform_(-1, 1, generator=random)
         params.append(p)
     return params
 
@@ -102,6 +112,14 @@ def _limit(elements: int) -> Contestant:
     """The yardstick: p, m and v each plus g, four flat float32 arrays, 4 reads and 3 writes."""
     arrays = [torch.full((elements,), 1e-3) for _ in range(4)]
     return Contestant(LIMIT, functools.partial(backends.rmw_probe, *arrays), None, 28)
+
+
+def make(name: str, optimizer: str, params: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a contestant."""
+    ours = name not in PEERS and name != NULL
+    module = onepass.optim if ours else torch.optim
+    kind = {"adamw": module.AdamW, "adam": module.Adam}[optimizer]
+    return kind(params, **({} if ours else PEERS[FUSED if name == NULL else name].flags))
 
 
 def build(name: str, workload: Workload, optimizer: str, dtype: torch.dtype) -> Contestant:
@@ -114,10 +132,7 @@ def build(name: str, workload: Workload, optimizer: str, dtype: torch.dtype) -> 
     """
     if name == LIMIT:
         return _limit(workload.elements())
-    module = onepass.optim if name == OURS else torch.optim
-    kind = {"adamw": module.AdamW, "adam": module.Adam}[optimizer]
-    flags = {} if name == OURS else PEERS[FUSED if name == NULL else name].flags
-    made = kind(_parameters(workload, dtype), **flags)
+    made = make(name, optimizer, parameters(workload, dtype))
     made.step()
     moments = next(iter(made.state.values()))["exp_avg"].dtype
     size = bytes_per_element(optimizer, dtype, moments)

@@ -33,7 +33,9 @@ def figure(rows: Sequence[Row]) -> Figure:
     panels = made.subplots(len(threads), 1, squeeze=False, sharey=True)[:, 0]
     for axes, count in zip(panels, threads, strict=True):
         _panel(axes, [row for row in rows if row.threads == count], workloads, names)
-        axes.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left", fontsize=10)
+        on_gpu = all(row.clock == "cuda_event" for row in rows)
+        title = "time on the GPU" if on_gpu else f"{count} thread{'s' if count > 1 else ''}"
+        axes.set_title(title, loc="left", fontsize=10)
     bars = {b.get_label(): b for axes in panels for b in axes.containers if isinstance(b, BarContainer)}
     made.legend(handles=list(bars.values()), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     kinds = " / ".join(dict.fromkeys(f"{row.optimizer} {row.dtype}" for row in rows))

@@ -18,14 +18,20 @@ _LABELS = {
     NULL: "null run: torch-fused again",
     LIMIT: "limit: read-modify-write",
 }
-_CLOCKS = {"thread_cpu": "CPU ms/step", "wall": "wall ms/step"}
-_WIDTH = 120  # columns where there is no terminal to ask
+_CLOCKS = {"thread_cpu": "CPU ms/step", "wall": "wall ms/step", "cuda_event": "GPU ms/step"}
+_WIDTH = 132  # columns where there is no terminal to ask
 
 
 def significant(x: float) -> str:
     """Three significant digits, never in powers of ten: 0.0123, 1.23, 12.3, 123, 1234."""
     digits = next((d for d, top in enumerate((100, 10, 1, 0.1, 0.01)) if x >= top), 5)
     return f"{x:.{digits}f}"
+
+
+def _label(row: Row) -> str:
+    if row.contestant == LIMIT and row.clock == "cuda_event":
+        return "limit: copy"
+    return _LABELS.get(row.contestant, row.contestant)
 
 
 def _ratio(row: Row) -> Text:
@@ -38,18 +44,21 @@ def _ratio(row: Row) -> Text:
 def table(block: Block) -> Table:
     """The rows of a block: times in milliseconds per step, spreads from the 25th to the 75th percentile."""
     clock = block.rows[0].clock
+    on_gpu = clock == "cuda_event"
     made = Table(title=block.title, title_justify="left", title_style="bold")
     made.add_column("contestant", no_wrap=True)
-    for name in (_CLOCKS[clock], "spread", "onepass is faster by", "GB/s", "share of limit"):
+    host = ["host ms/step"] if on_gpu else []
+    for name in (_CLOCKS[clock], "spread", "onepass is faster by", "GB/s", "share of limit", *host):
         made.add_column(name, justify="right", no_wrap=True)
     for row in block.rows:
         made.add_row(
-            _LABELS.get(row.contestant, row.contestant),
+            _label(row),
             significant(row.ms),
             f"{significant(row.ms_p25)}-{significant(row.ms_p75)}",
             _ratio(row),
             f"{row.gb_per_s:.1f}",
             "" if row.share_of_limit is None else f"{row.share_of_limit:.3f}",
+            *([significant(row.ms_wall)] if on_gpu else []),
             style="bold" if row.contestant == OURS else "dim" if row.contestant == NULL else None,
         )
     return made

@@ -14,6 +14,7 @@ from typing import Any
 from .files import replacing
 
 SCHEMA = 1  # grows whenever a field changes its meaning or leaves
+CLOCKS = ("thread_cpu", "wall", "cuda_event")
 
 
 def _doc(text: str) -> Any:
@@ -27,9 +28,11 @@ class Row:
     schema: int = _doc(f"version of this schema, now {SCHEMA}")
     time: str = _doc("when the row was made, UTC, ISO 8601")
     area: str = _doc('the sweep: "optim"')
-    device: str = _doc("the processor's model name")
-    isa: str | None = _doc("instruction set of onepass's compiled kernels, null where they are not built")
-    backend: str = _doc("what served onepass: cpp, triton or reference")
+    device: str = _doc("model name of the processor, or of the GPU that took the steps")
+    isa: str | None = _doc(
+        "instruction set of onepass's compiled kernels, on a GPU the GPU's (sm_90); null where not built"
+    )
+    backend: str = _doc("what serves onepass, in a row of onepass-BACKEND this: cpp, triton or reference")
     threads: int = _doc("torch.get_num_threads() during the run")
     python: str = _doc("version of Python")
     torch: str = _doc("version of torch")
@@ -43,16 +46,20 @@ class Row:
     optimizer: str = _doc("adamw or adam, with torch's default hyperparameters")
     dtype: str = _doc("of parameters and gradients")
     moments: str | None = _doc("dtype in which this contestant keeps exp_avg and exp_avg_sq; null for limit")
-    contestant: str = _doc("onepass, torch-fused, torch-foreach, torch-loop, null or limit")
+    contestant: str = _doc("onepass, onepass-BACKEND, torch-fused, torch-foreach, torch-loop, null or limit")
     baseline: str | None = _doc("whom `ratio` compares with: onepass, for null torch-fused; null where none")
-    clock: str = _doc("of ms and ratio: thread_cpu with one thread, wall with more")
+    clock: str = _doc(
+        "of ms and ratio: on the CPU thread_cpu with one thread, wall with more; on a GPU cuda_event"
+    )
     rounds: int = _doc("interleaved rounds that were timed")
     batch: int = _doc("consecutive steps of this contestant in each round")
     ms: float = _doc("milliseconds per step by `clock`: median of the rounds")
     ms_p25: float = _doc("its 25th percentile")
     ms_p75: float = _doc("its 75th percentile")
     ms_thread_cpu: float = _doc("median milliseconds per step of CPU time of the calling thread alone")
-    ms_wall: float = _doc("median milliseconds per step of wall time")
+    ms_wall: float = _doc(
+        "median milliseconds per step of wall time; on a GPU what the host takes to issue a step"
+    )
     ratio: float | None = _doc(
         "median over rounds of this contestant's time by the baseline's: how many times faster "
         "the baseline is; null for the baseline itself and for limit"
@@ -110,8 +117,8 @@ def validate(row: Row) -> None:
     offset = datetime.fromisoformat(row.time).utcoffset()
     if offset is None or offset.total_seconds() != 0:
         raise ValueError(f"row: time has to be in UTC with its offset, came as {row.time!r}")
-    if row.clock not in ("thread_cpu", "wall"):
-        raise ValueError(f"row: clock has to be thread_cpu or wall, came as {row.clock!r}")
+    if row.clock not in CLOCKS:
+        raise ValueError(f"row: clock has to be {' or '.join(CLOCKS)}, came as {row.clock!r}")
     for low, middle, high in (("ms_p25", "ms", "ms_p75"), ("ratio_p25", "ratio", "ratio_p75")):
         values = [getattr(row, name) for name in (low, middle, high)]
         if None in values and values != [None, None, None]:

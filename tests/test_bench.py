@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from onepass import backends
-from onepass.bench import AREAS, cli, clock, files, machine, main, optim, peers, plot, report, rows, workloads
+from onepass.bench import AREAS, cli, clock, files, machine, main, peers, plot, report, rows, workloads
 from onepass.ops import OPS
 
 ROW = rows.Row(
@@ -81,6 +81,8 @@ class FakeClock:
         ("20M", 1, 20_000_000),
         ("tiny2000", 2000, 515_052),
         ("50x4096", 50, 204_800),
+        ("1B", 1, 10**9),
+        ("llama", 291, 2_693_696_000),
     ],
 )
 def test_workload_shapes(name: str, tensors: int, elements: int) -> None:
@@ -223,7 +225,7 @@ def test_rows_round_trip(tmp_path: Path) -> None:
         ({"ms_wall": math.nan}, "ms_wall has to be a finite number"),
         ({"isa": 3}, "isa has to be str or null"),
         ({"device": ""}, "device is empty"),
-        ({"clock": "sundial"}, "clock has to be thread_cpu or wall"),
+        ({"clock": "sundial"}, "clock has to be thread_cpu or wall or cuda_event"),
         ({"schema": rows.SCHEMA + 1}, "schema is"),
         ({"time": "2026-01-02T03:04:05"}, "time has to be in UTC"),
         ({"ms_p25": 9.0}, "ms_p25 <= ms <= ms_p75 does not hold"),
@@ -311,7 +313,7 @@ def test_a_block_per_thread_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         during.append(torch.get_num_threads())
         return {name: clock.Laps(1, thread_cpu=[1.0], wall=[2.0]) for name in steps}
 
-    monkeypatch.setattr(optim, "race", race)
+    monkeypatch.setattr(clock, "race", race)
     out, before = tmp_path / "rows.jsonl", torch.get_num_threads()
     assert main([*TINY, "--threads", "1", "2", "1", "--json", str(out)]) == 0
     assert during == [1, 2] and torch.get_num_threads() == before

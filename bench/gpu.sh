@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Builds, tests and measures onepass on a machine with an NVIDIA GPU:  bench/gpu.sh OUTDIR
+#
+# Needs nvcc and a python3 with torch, triton, setuptools, pybind11, ninja, pytest, hypothesis and rich; no network.
+# OUTDIR gets six logs, rows.jsonl (see bench/README.md) and summary.txt, a line per stage as it ends:
+#   ok, FAILED (exit code), CUT (ran past its limit) or LEFT OUT (why). Exit code: 0 if every line is ok, else 1.
+#
+# Environment, in seconds:
+#   ONEPASS_GPU_SECONDS        for everything (510)
+#   ONEPASS_GPU_BENCH_SECONDS  of these, kept for the benchmarks at the end (150)
+#   ONEPASS_GPU_STAGE_SECONDS  no stage gets more (each has a limit of its own)
+set -u
+
+if [ $# -ne 1 ]; then
+    echo "usage: bench/gpu.sh OUTDIR" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+total=${ONEPASS_GPU_SECONDS:-510}
+for_bench=${ONEPASS_GPU_BENCH_SECONDS:-150}
+most=${ONEPASS_GPU_STAGE_SECONDS:-$total}
+least=3 # seconds below which a stage is not begun
+wrong=0
+child=
+
+TMP=$(mktemp -d) || exit 2
+# shellcheck disable=SC2329  # the trap calls it
+clean_up() {
+    if [ -n "$child" ]; then kill "$child" 2>/dev/null; fi
+    rm -rf "$TMP" "$out"/.rows.jsonl.*.tmp
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say() {
+    echo "$*" | tee -a "$out/summary.txt"
+}
+
+missed() { # NAME WHY: a stage that was not run
+    wrong=1
+    say "$(printf '%-9s %-28s %s' "LEFT OUT" "$1" "$2")"
+}
+
+# stage NAME LOG LIMIT KEEP COMMAND...: runs the command for LIMIT seconds at most, and so that KEEP seconds are left
+# for what comes after it. Returns its exit code, 1 if it was left out.
+stage() {
+    local name=$1 log="$out/$2" limit=$3 keep=$4 begin=$SECONDS code verdict
+    shift 4
+    local left=$((total - SECONDS - keep))
+    if [ "$limit" -gt "$most" ]; then limit=$most; fi
+    if [ "$limit" -gt "$left" ]; then limit=$left; fi
+    if [ "$limit" -lt "$least" ]; then
+        missed "$name" "no time is left"
+        return 1
+    fi
+    echo "=== $name: $*" >>"$log"
+    timeout --kill-after=3 "$limit" "$@" >>"$log" 2>&1 </dev/null &
+    child=$!
+    wait "$child"
+    code=$?
+    child=
+    case $code in
+    0) verdict="ok" ;;
+    124 | 137) verdict="CUT" ;;
+    *) verdict="FAILED" ;;
+    esac
+    if [ "$code" -ne 0 ]; then wrong=1; fi
+    local took="$((SECONDS - begin)) s of $limit s"
+    if [ "$verdict" = FAILED ]; then took="$took, exit code $code"; fi
+    say "$(printf '%-9s %-28s %s' "$verdict" "$name" "$took")"
+    return "$code"
+}
+
+# --- the machine and the build ------------------------------------------------------------------------------
+rm -f "$out"/0[1-6]-*.log "$out/rows.jsonl" "$out/summary.txt"
+if [ -d /usr/local/cuda/bin ]; then PATH="$PATH:/usr/local/cuda/bin"; fi
+if [ -z "${ONEPASS_COMMIT:-}" ]; then # for the rows: the copy is no checkout
+    ONEPASS_COMMIT=$(git -C "$root" describe --always --dirty --exclude='*' 2>/dev/null)
+fi
+export PATH ONEPASS_COMMIT
+say "onepass ${ONEPASS_COMMIT:-of no known commit} on $(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem \
+    --format=csv,noheader 2>/dev/null | tr '\n' ';'), $(nvcc --version 2>/dev/null | grep -o 'release [0-9.]*' || echo 'no nvcc')"
+
+tree="$TMP/tree" site="$TMP/site"
+mkdir "$tree"
+tar -C "$root" --exclude=./.git --exclude=./.venv --exclude=./build --exclude='*.so' --exclude='*.egg-info' \
+    --exclude=__pycache__ -cf - . | tar -C "$tree" -xf -
+cd "$tree" || exit 2
+
+install=(python3 -m pip install --no-build-isolation --no-deps --no-index --target "$site" .)
+python_only=
+if ! stage build 01-build.log 200 "$for_bench" env ONEPASS_CUDA=1 ONEPASS_CUDA_ARCHS=native "${install[@]}"; then
+    # What needs no compiler, Triton among it, can still be tested.
+    rm -rf "$site"
+    python_only=1
+    stage build-python-only 01-build.log 40 0 env ONEPASS_BUILD=0 "${install[@]}"
+fi
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+onepass=(python3 -m onepass)
+pytest=(python3 -m pytest -p no:cacheprovider --tb=short)
+
+# --- correct? -----------------------------------------------------------------------------------------------
+stage info 02-selftest.log 30 "$for_bench" "${onepass[@]}" info
+stage selftest-cuda 02-selftest.log 90 "$for_bench" "${onepass[@]}" selftest --device cuda
+stage gpu-tests 03-gpu-tests.log 150 "$for_bench" "${pytest[@]}" -m gpu --continue-on-collection-errors tests
+stage selftest-cpu 04-cpu.log 60 "$for_bench" "${onepass[@]}" selftest
+stage cpu-tests 04-cpu.log 90 "$for_bench" "${pytest[@]}" -m "not slow and not gpu" tests/test_ops.py
+
+small=("${onepass[@]}" selftest --device cuda --case plain --dtype float32)
+for tool in memcheck racecheck; do
+    if command -v compute-sanitizer >/dev/null; then
+        # Without torch's allocator each tensor has bounds of its own to check.
+        stage "sanitizer-$tool" 05-sanitizer.log 60 "$for_bench" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+            compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 "${small[@]}"
+    else
+        missed "sanitizer-$tool" "compute-sanitizer is not installed"
+    fi
+done
+
+# --- fast? The most important first. --------------------------------------------------------------------------
+for dtype in float32 bfloat16; do
+    for workload in resnet50 1B gpt2 tiny2000 llama; do
+        stage "bench-$workload-$dtype" 06-bench.log 60 0 "${onepass[@]}" bench optim --device cuda \
+            --workload "$workload" --dtype "$dtype" --seconds 5 --json "$out/rows.jsonl"
+    done
+done
+
+if [ -n "$python_only" ]; then say "The compiled kernels were not there: all of the above is about the others."; fi
+say "$SECONDS s in all, exit code $wrong"
+exit "$wrong"
