@@ -22,7 +22,7 @@ __device__ __forceinline__ const void* grad_of(const OptimArgs<kSlots>& args, in
 }
 
 __device__ __forceinline__ double read_step(const DeviceRow& row) {
-  return row.step_f64 ? *static_cast<const double*>(row.step) : *static_cast<const float*>(row.step);
+  return row.step_f64 ? *global<const double>(row.step) : *global<const float>(row.step);
 }
 
 // The last row that starts at or before a tile: of rows without elements, which start where the next one
@@ -81,9 +81,9 @@ struct Streams {
   T* state[kStates];
 
   __device__ Streams(const DeviceRow& row, const void* gradient)
-      : param(static_cast<S*>(row.data[kParam])), grad(static_cast<const S*>(gradient)) {
+      : param(global<S>(row.data[kParam])), grad(global<const S>(const_cast<void*>(gradient))) {
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) state[s] = static_cast<T*>(row.data[kState + s]);
+    for (int s = 0; s < kStates; ++s) state[s] = global<T>(row.data[kState + s]);
   }
 };
 
@@ -193,9 +193,9 @@ __device__ __forceinline__ void advance_steps(const Args& args) {
   for (int i = static_cast<int>(threadIdx.x); i < args.count; i += kThreads) {
     const DeviceRow& row = args.rows[i];
     if (row.step_f64)
-      *static_cast<double*>(row.step) += 1;
+      *global<double>(row.step) += 1;
     else
-      *static_cast<float*>(row.step) += 1;
+      *global<float>(row.step) += 1;
   }
   if (threadIdx.x == 0) *args.blocks_done = 0;
 }

@@ -29,6 +29,15 @@ __device__ __forceinline__ void store(double& to, double x) { to = x; }
 __device__ __forceinline__ void store(__half& to, float x) { to = __float2half_rn(x); }
 __device__ __forceinline__ void store(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
 
+// A pointer that was read from memory, known to point to device memory: accesses then need not find out.
+template <class T>
+__device__ __forceinline__ T* global(void* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return static_cast<T*>(pointer);
+}
+
 template <class S>
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(S));
 
