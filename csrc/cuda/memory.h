@@ -48,7 +48,7 @@ class DeviceTable {
  public:
   // Returns the table's memory on the device, holding `image` for what comes next on the stream.
   char* hold(const Image& image, cudaStream_t stream) {
-    reserve(image.bytes.size());
+    reserve(image.bytes.size(), stream);
     if (image.bytes == written_) return start();
     Slot& slot = slots_[next_++ % kSlots];
     if (slot.copied) ok(cudaEventSynchronize(slot.copied.get()), "waiting for a table to be copied");
@@ -76,7 +76,7 @@ class DeviceTable {
   char* start() { return static_cast<char*>(memory_.get()) + kCounterBytes; }
 
   // cudaFree waits for the device, so nothing still reads what is let go; rounded up, so that it is seldom.
-  void reserve(size_t bytes) {
+  void reserve(size_t bytes, cudaStream_t stream) {
     if (memory_ && bytes <= room_) return;
     const Uncaptured here;
     room_ = (bytes + bytes / 2 + 4095) / 4096 * 4096;
@@ -86,7 +86,7 @@ class DeviceTable {
     memory_.reset();
     ok(cudaMalloc(&memory, kCounterBytes + room_), "memory for a table");
     memory_.reset(memory);
-    ok(cudaMemset(memory, 0, kCounterBytes), "clearing a counter");
+    ok(cudaMemsetAsync(memory, 0, kCounterBytes, stream), "clearing a counter");
   }
 
   void make(Slot& slot) {
