@@ -22,12 +22,12 @@ lint: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	git ls-files 'csrc/*' | xargs .venv/bin/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs .venv/bin/clang-format --dry-run --Werror
 
 format: build
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files 'csrc/*' | xargs .venv/bin/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
 
 build: .venv/built
 

@@ -1,11 +1,12 @@
 """The machine code that nvcc made of csrc/cuda/, as it stands in onepass._cuda. No GPU is needed to read it.
 
-Asserted is what makes a kernel fast and no result shows: no register is spilled, and where all streams are aligned a
-thread moves each of them once, in 128-bit accesses and no others.
+Asserted is what makes a kernel fast and no result shows: no register is spilled, and where all streams are
+aligned a thread moves each of them once, in 128-bit accesses and no others.
 """
 
 import functools
 import importlib.util
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -23,9 +24,7 @@ each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 # decoupled, amsgrad, storage type, slots
 Kernel = tuple[bool, bool, str, int]
-KERNELS: set[Kernel] = {
-    (d, a, s, n) for d in (False, True) for a in (False, True) for s in SIZES for n in SLOTS
-}
+KERNELS: set[Kernel] = set(itertools.product((False, True), (False, True), SIZES, SLOTS))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_nothing_is_spilled(cubins: Path, arch: str):
 
 
 def _vector_accesses(function: sass.Function) -> list[str]:
-    """The 128-bit accesses, after proving that they keep to themselves: no narrower one is in their blocks."""
+    """The 128-bit accesses, after proving that no narrower one is in their blocks."""
     found = []
     for block in function.blocks:
         accesses = sass.global_accesses(block)

@@ -1,0 +1,254 @@
+"""The Triton kernels, run by Triton's interpreter: every case of every op against the reference, and what the
+cases leave out: lists of thousands, tensors that start anywhere, how often a kernel is launched, the ring.
+
+The interpreter has to be chosen before Triton is imported, so it lives in a process of its own, and tests ask
+it: each `answer_NAME` below runs there. It cuts bfloat16 off where hardware rounds, so no bfloat16 here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import need
+from onepass.ops import OPS
+from onepass.testing import CASES, compare, layouts, verify
+from onepass.testing.cases import adam
+from onepass.testing.compare import margins
+from onepass.testing.verify import written
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
+ROWS = [
+    pytest.param(op.name, case.name, dtype, id=f"{op.name}-{case.name}-{dtype}")
+    for op in OPS
+    for case in CASES[op.name]
+    for dtype in DTYPES
+    if DTYPES[dtype] in case.dtypes
+]
+
+
+# --- in the interpreter's process -------------------------------------------------------------------------
+def _kernel(name: str):
+    from onepass.kernels import optim
+
+    return getattr(optim, name)
+
+
+def answer_case(op: str, case: str, dtype: str) -> list[str]:
+    """A case through the dispatcher, with the Triton kernel in front. Returns what differs."""
+    found = next(c for c in CASES[op] if c.name == case)
+    row = next(o for o in OPS if o.name == op)
+    library = torch.library.Library("onepass", "IMPL")
+    library.impl(op, _kernel(op), "CPU", allow_override=True)
+    try:
+        return [str(m) for m in verify(row, found, DTYPES[dtype])]
+    finally:
+        library._destroy()
+
+
+def _both(op: str, settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[str]:
+    """The kernel, called as a function, against the reference, on a call with these settings."""
+    from onepass import reference
+
+    before, got, want = (adam(torch.Generator().manual_seed(0), dtype, "cpu", **settings) for _ in range(3))
+    _kernel(op)(**got)
+    getattr(reference.optim, op)(**want)
+    row = next(o for o in OPS if o.name == op)
+    found = [str(m) for m in compare(op, "call", got, want, before, written(row))]
+    beside = all(map(torch.equal, margins(got), margins(before)))
+    return found if beside else [*found, "beside the tensors was written"]
+
+
+def answer_sizes(shapes: list, **settings: Any) -> list[str]:
+    if "offset" in settings:
+        settings["params"] = settings["grads"] = settings["states"] = _offset(settings.pop("offset"))
+    return _both("adamw_", {"shapes": [tuple(s) for s in shapes], **settings})
+
+
+def _offset(elements: int) -> layouts.Layout:
+    """Each tensor so many elements behind a 16-byte boundary, in a buffer with a gap at the end."""
+
+    def place(t: torch.Tensor) -> torch.Tensor:
+        buffer = t.new_full((t.numel() + elements + 4,), layouts.GAP)
+        return buffer[elements : elements + t.numel()].view(t.shape).copy_(t)
+
+    return lambda tensors: [place(t) for t in tensors]
+
+
+def answer_launches(dtypes: list[str], shapes: list) -> int:
+    """How many kernels one call starts for these dtypes, each with all the shapes, in two groups."""
+    from onepass.kernels import optim
+
+    kernel, count = optim.multi_tensor, 0
+
+    class Counted:
+        def __getitem__(self, grid):
+            nonlocal count
+            count += 1
+            return kernel[grid]
+
+    calls = [
+        adam(
+            torch.Generator().manual_seed(i), DTYPES[d], "cpu", shapes=list(map(tuple, shapes)), rows=({}, {})
+        )
+        for i, d in enumerate(dtypes)
+    ]
+    merged = {k: [t for call in calls for t in call[k]] for k in calls[0] if isinstance(calls[0][k], list)}
+    optim.multi_tensor = Counted()
+    try:
+        optim.adam_(**merged, hyper=calls[0]["hyper"])
+    finally:
+        optim.multi_tensor = kernel
+    assert all(step.item() == 8 for step in merged["steps"])
+    return count
+
+
+def answer_steps(count: int) -> list[str]:
+    """Many steps in a row, the counters on the device: does the ticket come back to zero each time?"""
+    before, got, want = (adam(torch.Generator().manual_seed(0), torch.float32, "cpu") for _ in range(3))
+    for _ in range(count):
+        _kernel("adam_")(**got)
+        from onepass import reference
+
+        reference.optim.adam_(**want)
+    return [str(m) for m in compare("adam_", "steps", got, want, before, written(OPS[0]))]
+
+
+def _serve() -> None:
+    """Answers one line of JSON for each that comes in."""
+    warnings.simplefilter("ignore")
+    replies, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            reply = {"result": globals()["answer_" + name](**arguments)}
+        except Exception:
+            reply = {"failed": traceback.format_exc()}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+# --- in the tests' process --------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Any]:
+    """ask(NAME, arguments...): the result of answer_NAME in the interpreter's process."""
+    need("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, __file__], env=environment, **pipes) as process:
+
+        def ask(name: str, **arguments: Any) -> Any:
+            print(json.dumps([name, arguments]), file=process.stdin, flush=True)
+            reply = json.loads(process.stdout.readline())
+            assert "failed" not in reply, reply["failed"]
+            return reply["result"]
+
+        yield ask
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("op, case, dtype", ROWS)
+def test_agrees_with_the_reference(ask, op: str, case: str, dtype: str):
+    assert ask("case", op=op, case=case, dtype=dtype) == []
+
+
+def test_sizes_around_a_tile(ask):
+    around = (1023, 1024, 1025, 4095, 4096, 4097, 8191, 8192, 12_289)
+    assert ask("sizes", shapes=[[n] for n in around]) == []
+
+
+@pytest.mark.parametrize("offset", (1, 2, 3))
+def test_tensors_that_start_anywhere(ask, offset: int):
+    assert ask("sizes", shapes=[[1], [511], [4096], [5000]], offset=offset, amsgrad=True) == []
+
+
+@pytest.mark.parametrize("shapes", ([[0]], [[0], [0, 3]], [[5], [0]], [[0], [4097], [0]]), ids=str)
+def test_empty_tensors_anywhere(ask, shapes: list):
+    assert ask("sizes", shapes=shapes) == []
+
+
+@pytest.mark.parametrize("count", (1, 2, 100, pytest.param(5000, marks=pytest.mark.slow)))
+def test_number_of_tensors(ask, count: int):
+    rows = [{"lr": 1e-2}, {"lr": 2e-2, "beta1": 0.5}, {"weight_decay": 0.0, "maximize": 1.0}]
+    shapes = [[i % 7] for i in range(count)]
+    assert ask("sizes", shapes=shapes, rows=rows, steps=[1, 50]) == []
+
+
+def test_counters_and_ticket_over_many_steps(ask):
+    assert ask("steps", count=12) == []
+
+
+def test_one_launch_a_dtype(ask):
+    shapes = [[4097], [3], [0], [9000], [5, 7]]
+    assert ask("launches", dtypes=["float32"], shapes=shapes) == 1
+    assert ask("launches", dtypes=["float32", "float64", "float16"], shapes=shapes) == 3
+    assert ask("launches", dtypes=["float32"], shapes=[[0]]) == 1
+    assert ask("launches", dtypes=["float32"], shapes=[]) == 0
+
+
+# --- the ring ---------------------------------------------------------------------------------------------
+class _Event:
+    def __init__(self) -> None:
+        self.waited = 0
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+@pytest.fixture
+def ring():
+    need("triton")
+    from onepass.kernels.transfer import Ring, Slot
+
+    return Ring(lambda size: Slot(torch.empty(size, dtype=torch.int64), _Event()))
+
+
+def test_a_slot_is_waited_for_before_it_is_written_again(ring):
+    from onepass.kernels.transfer import SLOTS
+
+    first = [ring.take(10) for _ in range(SLOTS)]
+    assert len({id(slot) for slot in first}) == SLOTS and not any(slot.copied.waited for slot in first)
+    assert ring.take(10) is first[0] and first[0].copied.waited == 1
+
+
+def test_a_larger_table_gets_a_larger_slot(ring):
+    from onepass.kernels.transfer import SLOTS
+
+    sizes = [ring.take(10 * (i + 1)).memory.numel() >= 10 * (i + 1) for i in range(3 * SLOTS)]
+    assert all(sizes)
+
+
+def test_a_captured_slot_never_comes_back(ring):
+    from onepass.kernels.transfer import SLOTS
+
+    used = [ring.take(10) for _ in range(SLOTS)]
+    captured = [ring.take_for_good(10), ring.take_for_good(10), ring.take_for_good(1000)]
+    assert captured[0] in used and captured[1] in used and captured[0] is not captured[1]
+    assert not any(slot.copied.waited for slot in captured)  # an event must not be asked while capturing
+    later = [ring.take(10) for _ in range(3 * SLOTS)]
+    assert not {id(slot) for slot in captured} & {id(slot) for slot in later}
+
+
+def test_columns_of_a_table():
+    need("triton")
+    from onepass.kernels import table
+
+    params = [torch.zeros(5), torch.zeros(0), torch.zeros(9)[1:]]
+    steps = [torch.zeros(()), torch.zeros((), dtype=torch.float64), torch.zeros(())]
+    columns = table.columns([params, params], steps, [0, 1, 0], block=4)
+    assert columns.dtype == np.int64
+    assert columns[table.FIRST.value].tolist() == [0, 2, 2, 4]
+    assert columns[table.NUMEL.value, :3].tolist() == [5, 0, 8]
+    assert columns[table.FLAGS.value, :3].tolist()[:1] == [table.IS_ALIGNED.value]
+    assert columns[table.FLAGS.value, 1] & table.STEP_IS_FLOAT64.value
+    assert not columns[table.FLAGS.value, 2] & table.IS_ALIGNED.value
+
+
+if __name__ == "__main__":
+    _serve()
