@@ -41,8 +41,8 @@ __device__ __forceinline__ T* global(void* pointer) {
 template <class S>
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(S));
 
-// One vector from, or to, 16-byte aligned memory: a single 128-bit access. By intrinsics, because nvcc takes a
-// plain one apart into four (seen for sm_100); past L1, where nothing comes to be read again.
+// One vector from, or to, 16-byte aligned memory: a single 128-bit access. By intrinsics, because nvcc takes
+// a plain one apart into four (seen for sm_100); past L1, where nothing comes to be read again.
 template <class S>
 __device__ __forceinline__ void load_vector(S (&to)[kPerVector<S>], const S* from) {
   const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from));

@@ -1,0 +1,39 @@
+// Included before everything else, in every file: the part of CUDA's runtime API that is emulated gets other
+// names, so that a real CUDA runtime in the same process is never called in its place, nor it in that one's.
+// A call that is not listed here stays an undefined symbol, and the module does not load.
+#pragma once
+#define cudaDeviceGetAttribute emulated_cudaDeviceGetAttribute
+#define cudaDeviceSynchronize emulated_cudaDeviceSynchronize
+#define cudaEventCreate emulated_cudaEventCreate
+#define cudaEventCreateWithFlags emulated_cudaEventCreateWithFlags
+#define cudaEventDestroy emulated_cudaEventDestroy
+#define cudaEventQuery emulated_cudaEventQuery
+#define cudaEventRecord emulated_cudaEventRecord
+#define cudaEventSynchronize emulated_cudaEventSynchronize
+#define cudaFree emulated_cudaFree
+#define cudaFreeHost emulated_cudaFreeHost
+#define cudaFuncSetAttribute emulated_cudaFuncSetAttribute
+#define cudaGetDevice emulated_cudaGetDevice
+#define cudaGetDeviceCount emulated_cudaGetDeviceCount
+#define cudaGetErrorName emulated_cudaGetErrorName
+#define cudaGetErrorString emulated_cudaGetErrorString
+#define cudaGetLastError emulated_cudaGetLastError
+#define cudaHostAlloc emulated_cudaHostAlloc
+#define cudaLaunchCooperativeKernel emulated_cudaLaunchCooperativeKernel
+#define cudaMalloc emulated_cudaMalloc
+#define cudaMallocHost emulated_cudaMallocHost
+#define cudaMemcpy emulated_cudaMemcpy
+#define cudaMemcpyAsync emulated_cudaMemcpyAsync
+#define cudaMemset emulated_cudaMemset
+#define cudaMemsetAsync emulated_cudaMemsetAsync
+#define cudaOccupancyMaxActiveBlocksPerMultiprocessor emulated_cudaOccupancyMaxActiveBlocksPerMultiprocessor
+#define cudaPeekAtLastError emulated_cudaPeekAtLastError
+#define cudaSetDevice emulated_cudaSetDevice
+#define cudaStreamCreate emulated_cudaStreamCreate
+#define cudaStreamCreateWithFlags emulated_cudaStreamCreateWithFlags
+#define cudaStreamDestroy emulated_cudaStreamDestroy
+#define cudaStreamIsCapturing emulated_cudaStreamIsCapturing
+#define cudaStreamQuery emulated_cudaStreamQuery
+#define cudaStreamSynchronize emulated_cudaStreamSynchronize
+#define cudaStreamWaitEvent emulated_cudaStreamWaitEvent
+#define cudaThreadExchangeStreamCaptureMode emulated_cudaThreadExchangeStreamCaptureMode

@@ -1,0 +1,2 @@
+// cp.async is in device_memory.h.
+#pragma once

@@ -1,0 +1,135 @@
+#include "streams.h"
+
+#include <deque>
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <vector>
+
+#include "scheduler.h"
+
+namespace emulator {
+
+Counts counts;
+size_t largest_dynamic_shared = 48 * 1024;
+
+struct Stream {
+  std::deque<Work> waiting;
+  size_t finished = 0;
+  bool running = false;
+};
+static std::map<cudaStream_t, Stream> streams;
+static std::set<cudaStream_t> unordered;  // streams that ignore the null stream
+
+size_t queued(cudaStream_t s) { return streams[s].finished + streams[s].waiting.size(); }
+bool done(cudaStream_t s, size_t upto) { return streams[s].finished >= upto; }
+
+// An error leaves nothing behind that a later call would run.
+static void forget_all() {
+  for (auto& [handle, stream] : streams) {
+    stream.finished += stream.waiting.size();
+    stream.waiting.clear();
+    stream.running = false;
+  }
+}
+
+void drain(cudaStream_t s, size_t upto) {
+  Stream& stream = streams[s];
+  if (stream.running) return;  // one of its own operations waits for another stream, which waits for us
+  while (stream.finished < upto) {
+    const Work work = std::move(stream.waiting.front());
+    stream.waiting.pop_front();
+    stream.running = true;
+    try {
+      work();
+    } catch (...) {
+      ++stream.finished;
+      forget_all();
+      throw;
+    }
+    stream.running = false;
+    ++stream.finished;
+  }
+}
+
+void drain(cudaStream_t s) { drain(s, queued(s)); }
+void drain_all() {
+  for (auto& [handle, stream] : streams) drain(handle);
+}
+
+void set_blocking(cudaStream_t s, bool blocking) {
+  if (blocking)
+    unordered.erase(s);
+  else
+    unordered.insert(s);
+}
+
+// The null stream waits for all others but the unordered ones, and they for it.
+void queue(cudaStream_t s, Work work) {
+  std::vector<std::pair<cudaStream_t, size_t>> before;
+  if (!s) {
+    for (auto& [handle, stream] : streams)
+      if (handle && !unordered.count(handle)) before.emplace_back(handle, queued(handle));
+  } else if (!unordered.count(s)) {
+    before.emplace_back(nullptr, queued(nullptr));
+  }
+  streams[s].waiting.push_back([before, work = std::move(work)] {
+    for (const auto& [handle, upto] : before) drain(handle, upto);
+    work();
+  });
+}
+
+[[noreturn]] static void refuse(const char* name, const std::string& why) {
+  throw std::runtime_error("emulator: kernel " + std::string(name) + " cannot be launched: " + why);
+}
+
+static void check_launch(const Config& c, bool cooperative, const char* name) {
+  const size_t threads = size_t{c.block.x} * c.block.y * c.block.z;
+  const size_t blocks = size_t{c.grid.x} * c.grid.y * c.grid.z;
+  if (threads == 0 || threads > kMaxThreads || c.block.z > 64)
+    refuse(name, "a block of " + std::to_string(threads) + " threads");
+  if (blocks == 0 || c.grid.x > INT32_MAX || c.grid.y > 65535 || c.grid.z > 65535)
+    refuse(name, "a grid of " + std::to_string(blocks) + " blocks");
+  if (c.shared > kMaxShared) refuse(name, std::to_string(c.shared) + " bytes of dynamic shared memory");
+  if (c.shared > largest_dynamic_shared)
+    refuse(name, std::to_string(c.shared) + " bytes of dynamic shared memory without cudaFuncSetAttribute");
+  const size_t resident = size_t{kBlocksPerMultiprocessor} * settings.multiprocessors;
+  if (cooperative && blocks > resident)
+    refuse(name, "a cooperative grid of " + std::to_string(blocks) + " blocks where " +
+                     std::to_string(resident) + " run at a time");
+}
+
+void enqueue(const Config& config, bool cooperative, const char* name, std::function<void()> body) {
+  check_launch(config, cooperative, name);
+  ++counts.launches;
+  queue(config.stream,
+        [=, name = std::string(name), body = std::move(body)] { run_grid(config, cooperative, name, body); });
+}
+
+}  // namespace emulator
+
+// What Python calls, through ctypes.
+using namespace emulator;
+extern "C" {
+EMULATOR_API void emulator_set_order(int order, unsigned seed) {
+  settings.order = static_cast<Order>(order);
+  settings.seed = seed;
+}
+EMULATOR_API void emulator_set_concurrent_blocks(int on) { settings.concurrent_blocks = on; }
+EMULATOR_API void emulator_set_multiprocessors(int count) { settings.multiprocessors = count; }
+EMULATOR_API int64_t emulator_launches() { return counts.launches; }
+EMULATOR_API int64_t emulator_copies() { return counts.copies; }
+EMULATOR_API int64_t emulator_copied_bytes() { return counts.copied_bytes; }
+EMULATOR_API void emulator_reset_counts() { counts = {}; }
+// Null, or what went wrong.
+EMULATOR_API const char* emulator_synchronize() {
+  static std::string message;
+  try {
+    drain_all();
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+  return nullptr;
+}
+}
