@@ -88,6 +88,21 @@ struct Block {
 
 extern Thread* current;  // null outside a kernel
 
+// The launch that runs.
+struct Grid {
+  const std::function<void()>* kernel = nullptr;
+  const char* name = "";
+  std::string failure;  // empty while there is none
+  Token launched, finished;
+  unsigned generation = 0;  // of grid barriers
+  Token barrier[2];         // of even and odd generations
+};
+extern Grid grid;
+
+void thread_main();            // what every fibre does for good: a thread of one kernel, then of the next
+void run_block(Block& block);  // until all its threads have exited or wait for the other blocks
+std::vector<int> ordered(size_t n, unsigned salt);  // 0 .. n-1 as the settings say
+
 bool copies_in_flight(const Thread& t);
 bool shared_overrun(const Block& block);
 

@@ -1,5 +1,5 @@
-// Runs a grid: every thread of a block until it waits, then the next, until the block is done. No thread is
-// ever interrupted; which one goes first is the caller's choice.
+// Runs a block: each thread until it waits, then the next, until all are done. No thread is ever interrupted;
+// which one goes first is the caller's choice.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -9,24 +9,15 @@
 #include <map>
 #include <numeric>
 #include <random>
-#include <stdexcept>
 
 #include "block.h"
 
 namespace emulator {
 
-constexpr size_t kMostConcurrentThreads = 4096;
-
 Settings settings;
 Here here;
 Thread* current = nullptr;
-
-static const std::function<void()>* kernel = nullptr;
-static const char* kernel_name = "";
-static std::string failure;  // of this launch; empty while there is none
-static Token launched, finished, grid_token[2];
-static unsigned grid_generation = 0;
-static std::vector<Fiber*> fibers;  // thread k of a launch always runs on fibre k
+Grid grid;
 
 static std::string position(const uint3& i) {
   return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
@@ -40,10 +31,10 @@ void fail(const char* format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    failure = "emulator: kernel " + std::string(kernel_name) + ", block " + position(here.block) +
-              ", thread " + position(here.thread) + ": " + text;
+    grid.failure = "emulator: kernel " + std::string(grid.name) + ", block " + position(here.block) +
+                   ", thread " + position(here.thread) + ": " + text;
   }
-  publish(&finished);
+  publish(&grid.finished);
   Fiber::yield();  // never resumed: the launch is over
   abort();
 }
@@ -54,7 +45,7 @@ void check_aligned(const void* p, size_t bytes, const char* what, Where where) {
          where.line);
 }
 
-static std::vector<int> ordered(size_t n, unsigned salt) {
+std::vector<int> ordered(size_t n, unsigned salt) {
   std::vector<int> order(n);
   std::iota(order.begin(), order.end(), 0);
   if (settings.order == Order::kReverse) return {order.rbegin(), order.rend()};
@@ -65,15 +56,14 @@ static std::vector<int> ordered(size_t n, unsigned salt) {
   return order;
 }
 
-// What every fibre does for good: a thread of one kernel, then of the next.
-static void thread_main() {
+void thread_main() {
   for (;;) {
-    observe(&launched);
-    (*kernel)();
+    observe(&grid.launched);
+    (*grid.kernel)();
     if (copies_in_flight(*current)) fail("the thread exits while a cp.async is under way");
     current->state = State::kExited;
     ++current->block->exited;
-    publish(&finished);
+    publish(&grid.finished);
     Fiber::yield();
   }
 }
@@ -113,7 +103,7 @@ int block_vote(const char* what, Vote vote, bool mine, Where where) {
 }
 
 void grid_barrier(Where where) {
-  Token* token = &grid_token[grid_generation % 2];
+  Token* token = &grid.barrier[grid.generation % 2];
   publish(token);
   ++current->block->at_grid_barrier;
   wait(State::kAtGridBarrier, "grid.sync", where);
@@ -121,7 +111,7 @@ void grid_barrier(Where where) {
 }
 
 static std::string about(const Block& block) {
-  return "emulator: kernel " + std::string(kernel_name) + ", block " + position(block.index) + ": ";
+  return "emulator: kernel " + std::string(grid.name) + ", block " + position(block.index) + ": ";
 }
 
 // Where the threads of a block that cannot go on are.
@@ -148,8 +138,7 @@ static bool at_one_place(const Block& block) {
   return true;
 }
 
-// Until all its threads have exited or wait for the other blocks.
-static void run_block(Block& block) {
+void run_block(Block& block) {
   here.block = block.index;
   const size_t n = block.threads.size();
   const auto all_ready = [&](unsigned salt) {
@@ -160,105 +149,21 @@ static void run_block(Block& block) {
   for (;;) {
     while (!block.ready.empty()) {
       resume(block.ready.pop());
-      if (!failure.empty()) return;
+      if (!grid.failure.empty()) return;
     }
     if (shared_overrun(block)) {
-      failure = about(block) + "something was written behind a shared variable";
+      grid.failure = about(block) + "something was written behind a shared variable";
       return;
     }
     if (block.exited == n || block.at_grid_barrier == n) return;
     if (block.at_barrier != n || !at_one_place(block)) {
-      failure = describe(block);
+      grid.failure = describe(block);
       return;
     }
     block.at_barrier = 0;
     block.votes[++block.generation % 2] = 0;
     all_ready(1000 * block.generation);
   }
-}
-
-static std::unique_ptr<Block> make_block(const Config& config, unsigned number, size_t first_fiber) {
-  auto block = std::make_unique<Block>();
-  block->number = number;
-  const dim3 &g = config.grid, &b = config.block;
-  block->index = {number % g.x, number / g.x % g.y, number / g.x / g.y};
-  block->threads.resize(size_t{b.x} * b.y * b.z);
-  block->ready.reserve(block->threads.size());
-  block->dynamic_shared = config.shared;
-  for (size_t k = 0; k < block->threads.size(); ++k) {
-    Thread& t = block->threads[k];
-    const unsigned i = static_cast<unsigned>(k);
-    t.index = {i % b.x, i / b.x % b.y, i / b.x / b.y};
-    t.number = static_cast<int>(k);
-    t.block = block.get();
-    while (fibers.size() <= first_fiber + k) fibers.push_back(new Fiber(&thread_main));
-    t.fiber = fibers[first_fiber + k];
-  }
-  return block;
-}
-
-// One block after another, each on the same fibres; or, concurrent, on fibres of their own, which nothing
-// orders.
-static void run_in_turn(const Config& config, unsigned blocks, size_t threads, bool concurrent) {
-  std::vector<std::unique_ptr<Block>> kept;
-  for (int number : ordered(blocks, 0)) {
-    kept.push_back(make_block(config, number, concurrent ? number * threads : 0));
-    run_block(*kept.back());
-    if (!failure.empty()) return;
-    if (concurrent) continue;
-    kept.clear();
-    observe(&finished);
-    publish(&launched);
-  }
-}
-
-static void run_cooperatively(const Config& config, unsigned blocks, size_t threads) {
-  std::vector<std::unique_ptr<Block>> all;
-  for (int number : ordered(blocks, 0)) all.push_back(make_block(config, number, number * threads));
-  for (;;) {
-    size_t waiting = 0;
-    for (auto& block : all) {
-      run_block(*block);
-      if (!failure.empty()) return;
-      waiting += block->at_grid_barrier == threads;
-    }
-    if (!waiting) return;
-    if (waiting != all.size()) {
-      failure = "emulator: kernel " + std::string(kernel_name) + ": " + std::to_string(waiting) + " of " +
-                std::to_string(all.size()) + " blocks wait in grid.sync, the others exited";
-      return;
-    }
-    ++grid_generation;
-    for (auto& block : all) {
-      block->at_grid_barrier = 0;
-      for (Thread& t : block->threads) block->ready.push(&t);
-    }
-  }
-}
-
-void run_grid(const Config& config, bool cooperative, const std::string& name,
-              const std::function<void()>& body) {
-  const size_t threads = size_t{config.block.x} * config.block.y * config.block.z;
-  const unsigned blocks = config.grid.x * config.grid.y * config.grid.z;
-  kernel = &body;
-  kernel_name = name.c_str();
-  failure.clear();
-  here.block_size = config.block;
-  here.grid_size = config.grid;
-  if (settings.concurrent_blocks && threads * blocks > kMostConcurrentThreads)
-    throw std::runtime_error("emulator: kernel " + name + ": concurrent blocks have at most " +
-                             std::to_string(kMostConcurrentThreads) + " threads in a grid");
-  publish(&launched);
-  if (cooperative)
-    run_cooperatively(config, blocks, threads);
-  else
-    run_in_turn(config, blocks, threads, settings.concurrent_blocks);
-  observe(&finished);
-  kernel_name = "";
-  if (failure.empty()) return;
-  // Some fibres stopped inside the kernel. Their stacks are given up: the sanitizers have marks on them.
-  fibers.clear();
-  throw std::runtime_error(failure);
 }
 
 }  // namespace emulator
