@@ -1,5 +1,5 @@
 // The dispatcher's way in on the CPU: a schema's arguments to rows, one launch. Stable ABI, so one build
-// serves every torch from 2.10 on. Schemas are defined in onepass/ops.py; here each op has one line at the
+// serves every torch from 2.10 on. Schemas are defined in onepass/ops.py; here each op has a line at the
 // foot.
 #include <torch/csrc/stable/library.h>
 

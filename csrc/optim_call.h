@@ -78,9 +78,7 @@ inline Row row_of(const OptimCall& call, int64_t i, Layout& layout) {
   if (!is_here(call, views[kParam]))
     fail(Argument{call.spec.op, "params", i}, " is on another device than params[0]");
   check_row(call.spec, call.variant, i, views, row);
-  if (!is_here(call, step))
-    fail(Argument{call.spec.op, "steps", i}, " is on another device than params[", i, "]");
-  check_step(call.spec, i, step);
+  check_step(call.spec, i, step, views[kParam]);
   layout = layout_of(views, streams);
   row.lie(layout);
   row.step = step.data;

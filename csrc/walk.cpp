@@ -86,10 +86,8 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
   View views[kMaxStreams];
   for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known.held[s < kState ? 0 : s - 1]);
   const View step = view_of(known.held.back());
-  if (step.on_cpu != views[kParam].on_cpu || step.device_index != views[kParam].device_index)
-    fail(Argument{spec_.op, "steps", static_cast<int64_t>(i)}, " is on another device than params[", i, "]");
   check_row(spec_, variant_, static_cast<int64_t>(i), views, known.row);
-  check_step(spec_, static_cast<int64_t>(i), step);
+  check_step(spec_, static_cast<int64_t>(i), step, views[kParam]);
   known.layout = layout_of(views, kState + states_);
   known.row.lie(known.layout);
   known.row.step = step.data;

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import shutil
 
 import pytest
@@ -15,3 +16,14 @@ def need(tool: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{tool} is missing on CI")
     pytest.skip(f"{tool} is not installed")
+
+
+def need_emulator() -> None:
+    """What tests/emulator/ needs: x86-64, whose stacks it switches, g++, and CUDA's headers."""
+    from emulator import headers
+
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulator runs on x86-64 only")
+    need("g++")
+    if not headers.cuda_include():
+        need("nvcc")

@@ -9,7 +9,7 @@ import emulated_optim
 import emulator
 import pytest
 import torch
-from conftest import need
+from conftest import need_emulator
 from onepass.ops import OPS, Op
 from onepass.reference.optim import adamw_
 from onepass.testing import CASES, Case
@@ -28,7 +28,7 @@ SANITIZED += ("misaligned", "grad_misaligned", "sliced", "grad_transposed", "gra
 
 @pytest.fixture(scope="module")
 def cuda() -> Iterator[tuple[Any, emulator.Emulator]]:
-    need("g++")
+    need_emulator()
     module, emulated = emulated_optim.built("plain")
     yield module, emulated
     emulated.set_order("forward")
@@ -144,7 +144,7 @@ def test_tensors_of_more_than_2_to_31_elements_are_planned_in_64_bits(cuda):
 @pytest.mark.parametrize("mode, concurrent", (("asan", False), ("tsan", False), ("tsan", True)))
 def test_no_sanitizer_finds_anything(mode: str, concurrent: bool):
     """Out of bounds, misaligned, races between threads; with concurrent blocks, races between these."""
-    need("g++")
+    need_emulator()
     code = "import runpy; runpy.run_module('emulated_optim', run_name='__main__')"
     run = partial(emulator.run_python, code, mode)
     report = run([mode, str(concurrent), *SANITIZED])

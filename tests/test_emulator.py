@@ -1,12 +1,11 @@
 """The emulator finds planted bugs, says nothing about correct kernels, and computes what a GPU computes."""
 
-import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import need
-from emulator import ORDERS, Emulator, bug_suite, build, headers, load, run_python
+from conftest import need_emulator
+from emulator import ORDERS, Emulator, bug_suite, build, load, run_python
 from emulator.bug_suite import PASSES
 from emulator.translate import closure, translate
 
@@ -15,11 +14,7 @@ NAMES = [name for name, _ in bug_suite.table()]
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    if platform.machine() != "x86_64":
-        pytest.skip("the emulator switches stacks on x86-64 only")
-    need("g++")
-    if not headers.cuda_include():
-        need("nvcc")
+    need_emulator()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import need
 from onepass.ops import OPS
+from onepass.reference import optim as reference
 from onepass.testing import CASES, compare, layouts, verify
 from onepass.testing.cases import adam
 from onepass.testing.compare import margins
@@ -55,8 +56,6 @@ def answer_case(op: str, case: str, dtype: str) -> list[str]:
 
 def _both(op: str, settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[str]:
     """The kernel, called as a function, against the reference, on a call with these settings."""
-    from onepass.reference import optim as reference
-
     before, got, want = (adam(torch.Generator().manual_seed(0), dtype, "cpu", **settings) for _ in range(3))
     _kernel(op)(**got)
     getattr(reference, op)(**want)
@@ -115,8 +114,6 @@ def answer_steps(count: int) -> list[str]:
     before, got, want = (adam(torch.Generator().manual_seed(0), torch.float32, "cpu") for _ in range(3))
     for _ in range(count):
         _kernel("adam_")(**got)
-        from onepass.reference import optim as reference
-
         reference.adam_(**want)
     return [str(m) for m in compare("adam_", "steps", got, want, before, written(OPS[0]))]
 
@@ -156,6 +153,17 @@ def ask() -> Iterator[Any]:
 @pytest.mark.parametrize("op, case, dtype", ROWS)
 def test_agrees_with_the_reference(ask, op: str, case: str, dtype: str):
     assert ask("case", op=op, case=case, dtype=dtype) == []
+
+
+def test_selftest_passes_under_the_interpreter():
+    """It leaves bfloat16 out there, and says so by a dash."""
+    need("triton")
+    command = [sys.executable, "-m", "onepass", "selftest", "--case", "plain"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "COLUMNS": "120"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    rows = [line for line in done.stdout.splitlines() if " triton " in line]
+    assert len(rows) == len(OPS) and all("1 of 1" in row and " - " in row for row in rows), done.stdout
 
 
 def test_sizes_around_a_tile(ask):

@@ -36,8 +36,10 @@ inline void check_stream(const OptimSpec& spec, int stream, int64_t i, const Vie
   check_storage(arg, v);
 }
 
-inline void check_step(const OptimSpec& spec, int64_t i, const View& step) {
+inline void check_step(const OptimSpec& spec, int64_t i, const View& step, const View& param) {
   const Argument arg{spec.op, "steps", i};
+  if (step.on_cpu != param.on_cpu || step.device_index != param.device_index)
+    fail(arg, " is on another device than params[", i, "]");
   if (step.numel() != 1) fail(arg, " has shape ", Shape{step}, ", expected one element");
   if (step.dtype != DType::kFloat32 && step.dtype != DType::kFloat64)
     fail(arg, " has dtype ", name_of(step.dtype), ", expected torch.float32 or torch.float64");

@@ -14,6 +14,7 @@ using Key = std::tuple<int, cudaStream_t, const OptimSpec*, bool, DType, void*>;
 struct KeptTable {
   Key key;
   DeviceTable table;
+  int64_t resident = 0;  // blocks of its kernel that the device runs at a time; 0: not asked yet
 };
 
 // Never destroyed: at exit the runtime may be gone before us.
@@ -21,8 +22,8 @@ static std::list<KeptTable>& kept_tables() {
   static auto& tables = *new std::list<KeptTable>;
   return tables;
 }
-static std::list<DeviceTable>& captured_tables() {
-  static auto& tables = *new std::list<DeviceTable>;
+static std::list<KeptTable>& captured_tables() {
+  static auto& tables = *new std::list<KeptTable>;
   return tables;
 }
 constexpr size_t kMostTables = 64;
@@ -34,7 +35,7 @@ static bool is_capturing(cudaStream_t stream) {
 }
 
 // The most recently used comes first. A captured step has a table of its own for good: replays write it.
-static DeviceTable& table_for(const Key& key, cudaStream_t stream) {
+static KeptTable& table_for(const Key& key, cudaStream_t stream) {
   if (is_capturing(stream)) return captured_tables().emplace_back();
   auto& tables = kept_tables();
   const auto found = std::find_if(tables.begin(), tables.end(), [&](auto& kept) { return kept.key == key; });
@@ -44,13 +45,16 @@ static DeviceTable& table_for(const Key& key, cudaStream_t stream) {
     tables.emplace_front().key = key;
     if (tables.size() > kMostTables) tables.pop_back();
   }
-  return tables.front().table;
+  return tables.front();
 }
 
-static int multiprocessors(int device) {
-  int count = 0;
-  ok(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "number of multiprocessors");
-  return count;
+static int64_t resident_blocks(const OptimKernel& kernel, int device) {
+  int multiprocessors = 0, each = 0;
+  ok(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+     "number of multiprocessors");
+  ok(kernel.occupancy(&each), "blocks on a multiprocessor");
+  if (each == 0) fail("onepass: no block of this kernel fits on a multiprocessor of device ", device);
+  return static_cast<int64_t>(multiprocessors) * each;
 }
 
 template <int kSlots>
@@ -79,17 +83,17 @@ static void run_rows(const OptimSpec& spec, bool variant, const Launch& launch, 
   const DType dtype = rows[0]->dtype[kParam];
   const OptimKernel& kernel = optim_kernel(spec.kernel, variant, dtype);
   const Image image = image_of(launch, rows, spec.streams(variant), groups, rows.size() > kLargeSlots);
-  DeviceTable& table = table_for({device, stream, &spec, variant, dtype, rows[0]->data[kParam]}, stream);
-  char* memory = table.hold(image, stream);
+  KeptTable& kept = table_for({device, stream, &spec, variant, dtype, rows[0]->data[kParam]}, stream);
+  if (kept.resident == 0) kept.resident = resident_blocks(kernel, device);
+  char* memory = kept.table.hold(image, stream);
+  unsigned* counter = kept.table.counter();
 
-  const int64_t resident = static_cast<int64_t>(kernel.blocks_per_multiprocessor()) * multiprocessors(device);
-  const int64_t wanted = std::min(image.tiles, resident);
-  const unsigned blocks =
-      static_cast<unsigned>(std::max<int64_t>(wanted, 1));  // counters advance all the same
+  // One block at least: step counters advance also where there is no element.
+  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(image.tiles, 1, kept.resident));
   if (rows.size() <= kSmallSlots)
-    kernel.small(args_of<kSmallSlots>(launch, rows, image, memory, table.counter()), blocks, stream);
+    kernel.small(args_of<kSmallSlots>(launch, rows, image, memory, counter), blocks, stream);
   else
-    kernel.large(args_of<kLargeSlots>(launch, rows, image, memory, table.counter()), blocks, stream);
+    kernel.large(args_of<kLargeSlots>(launch, rows, image, memory, counter), blocks, stream);
   ok(cudaGetLastError(), spec.op);
 }
 

@@ -186,10 +186,10 @@ __device__ __forceinline__ void advance_steps(const Args& args) {
   if (threadIdx.x == 0) {
     __threadfence();
     last = atomicAdd(args.blocks_done, 1u) == gridDim.x - 1;
+    __threadfence();
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   for (int i = static_cast<int>(threadIdx.x); i < args.count; i += kThreads) {
     const DeviceRow& row = args.rows[i];
     if (row.step_f64)

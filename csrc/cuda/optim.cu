@@ -12,11 +12,9 @@ static void start(const OptimArgs<kSlots>& args, unsigned blocks, cudaStream_t s
 }
 
 template <class Rule, class S>
-static int occupancy() {
-  int blocks = 0;
+static cudaError_t occupancy(int* blocks) {
   const auto kernel = multi_tensor<Rule, S, kLargeSlots>;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0) == cudaSuccess ? blocks
-                                                                                                    : 0;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, 0);
 }
 
 template <template <class> class Rule, class S>

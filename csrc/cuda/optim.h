@@ -7,14 +7,14 @@
 
 namespace onepass::cuda {
 
-// Starts the kernel of an optimizer for one storage type over a table. `blocks` on `stream`.
+// Starts so many blocks of an optimizer's kernel for one storage type.
 template <int kSlots>
 using LaunchKernel = void (*)(const OptimArgs<kSlots>& args, unsigned blocks, cudaStream_t stream);
 
 struct OptimKernel {
   LaunchKernel<kSmallSlots> small;
   LaunchKernel<kLargeSlots> large;
-  int (*blocks_per_multiprocessor)();  // how many blocks of the larger one run at a time
+  cudaError_t (*occupancy)(int* blocks);  // how many blocks of `large` run on a multiprocessor at a time
 };
 
 const OptimKernel& optim_kernel(Optimizer which, bool variant, DType dtype);

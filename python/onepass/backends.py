@@ -36,7 +36,7 @@ def _load_cuda() -> str | None:
     """Loads the CUDA part, which registers its kernels. Returns why there is none, None if it is loaded."""
     spec = importlib.util.find_spec("onepass._cuda")
     if spec is None or spec.origin is None:
-        return "not built: there was no nvcc"
+        return "not built: no nvcc was found, or ONEPASS_CUDA=0 was set"
     if torch.version.cuda is None:
         return f"built, but torch {torch.__version__} is not a torch for CUDA"
     torch.ops.load_library(spec.origin)
@@ -85,7 +85,8 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _interpreting() -> bool:
+def interpreting() -> bool:
+    """Are Triton's kernels run by its interpreter, on the CPU?"""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -105,7 +106,7 @@ def serves(backend: str, device: str) -> bool:
         loaded = {"cpu": _C is not None, "cuda": without_cuda is None}
         return loaded.get(device, False) and any(device.upper() in op.cpp for op in OPS)
     if backend == "triton":
-        runs = device == "cuda" or (device == "cpu" and _interpreting())
+        runs = device == "cuda" or (device == "cpu" and interpreting())
         return runs and any(op.triton for op in OPS) and _has_triton()
     return True
 

@@ -61,7 +61,7 @@ static void step(const std::string& op, bool variant, const std::vector<Arrays>&
     const View counter = view_of(steps[i], shapes);
     Row row{};
     check_row(spec, variant, static_cast<int64_t>(i), views, row);
-    check_step(spec, static_cast<int64_t>(i), counter);
+    check_step(spec, static_cast<int64_t>(i), counter, views[kParam]);
     row.lie(layouts.emplace_back(layout_of(views, spec.streams(variant))));
     row.step = counter.data;
     row.step_dtype = counter.dtype;
