@@ -39,11 +39,13 @@ if sysconfig.get_platform().endswith("x86_64"):
         Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c"),
     ]
 
-KERNELS = ["csrc/cpu/optim.cpp"]  # compiled once for each of ISAS
+# Compiled once for each of ISAS, with flags of their own.
+KERNELS = {"csrc/cpu/optim.cpp": [], "csrc/cpu/as_torch.cpp": ["-ffp-contract=off"]}
 HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
-CUDA = ["csrc/cuda/optim.cu", "csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
+CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion", "grads")]
+CUDA += ["csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
@@ -135,9 +137,9 @@ def build_cpu(ninja: NinjaFile) -> None:
     table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
     for source in HOST:
         ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])
-    for source in KERNELS:
+    for source, flags in KERNELS.items():
         for isa in ISAS:
-            ninja.compile(source, f".{isa.name}", [*isa.flags.split(), f"-DONEPASS_ISA={isa.name}"])
+            ninja.compile(source, f".{isa.name}", [*isa.flags.split(), *flags, f"-DONEPASS_ISA={isa.name}"])
 
 
 def build_cuda(ninja: NinjaFile) -> None:

@@ -2,19 +2,37 @@
 // serves every torch from 2.10 on. Schemas are defined in onepass/ops.py; here each op has a line at the
 // foot.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "cpu/launch.h"
+#include "grads_call.h"
 #include "optim_call.h"
+#include "rules/step.h"
 
 namespace onepass {
 
 static void optim_step(const OptimCall& call) {
   std::vector<Layout> layouts;
   Launch launch = launch_of(call, layouts);
-  if (launch.found_inf && *launch.found_inf != 0) return;
-  if (launch.grad_scale) launch.inv_scale = 1.0 / *launch.grad_scale;
-  for (Row& row : launch.rows) row.t = read_step(row.step, row.step_dtype) + 1;
-  run(launch, current_isa().kernels->optim[call.spec.kernel][call.variant]);
+  for (Row& row : launch.rows) row.t = read_step(row) + 1;
+  step(launch, call.spec.kernel, call.variant());
+}
+
+static Tensor grad_stats_op(Tensors grads, MaybeTensor grad_scale) {
+  const Place place = place_of("grad_stats", grads);
+  std::vector<Layout> layouts;
+  Launch launch = grads_launch(place, grads, false, layouts);
+  launch.grad_scale = scalar_of(place, "grad_scale", grad_scale);
+  Tensor stats = torch::stable::new_empty(grads[0], {2}, torch::headeronly::ScalarType::Double);
+  grad_stats(launch, static_cast<double*>(stats.data_ptr()));
+  return stats;
+}
+
+static void clip_grads_op(Tensors grads, Tensor stats, double max_norm) {
+  const Place place = place_of("clip_grads_", grads);
+  std::vector<Layout> layouts;
+  const Launch launch = grads_launch(place, grads, true, layouts);
+  scale_grads(launch, clip_coefficient(max_norm, *stats_of(place, stats)));
 }
 
 // Hands the tensors of a list to the plan that asked: the one stable way from a Python tensor to its handle.
@@ -25,8 +43,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(onepass, m) { m.def("_hold(Tensor[] tensors, int i
 STABLE_TORCH_LIBRARY_IMPL(onepass, CompositeExplicitAutograd, m) { m.impl("_hold", TORCH_BOX(&hold)); }
 
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
-  m.impl("adam_", TORCH_BOX((&adam<kAdam, optim_step>)));
-  m.impl("adamw_", TORCH_BOX((&adam<kAdamW, optim_step>)));
+  ONEPASS_OPTIM_OPS(m, optim_step);
+  ONEPASS_OPTIM_OP(m, "adam_as_torch_", kAdamAsTorch, 3, optim_step);
+  ONEPASS_OPTIM_OP(m, "adamw_as_torch_", kAdamWAsTorch, 3, optim_step);
+  m.impl("grad_stats", TORCH_BOX(&grad_stats_op));
+  m.impl("clip_grads_", TORCH_BOX(&clip_grads_op));
 }
 
 }  // namespace onepass

@@ -1,10 +1,13 @@
-// The dispatcher's way in on CUDA: the same arguments, rows and checks as on the CPU, one launch a dtype on
-// torch's current stream. Part of onepass._cuda, which loads on a torch built for CUDA and on no other.
+// The dispatcher's way in on CUDA: the same arguments, rows and checks as on the CPU, launched on torch's
+// current stream. Part of onepass._cuda, which loads on a torch built for CUDA and on no other.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "cuda/launch.h"
+#include "cuda_driver.h"
+#include "grads_call.h"
 #include "optim_call.h"
 
 // Declared here because torch's header of it wants all of CUDA's.
@@ -12,32 +15,68 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace onepass {
 
-static void run_on(const OptimSpec& spec, bool variant, const Launch& launch, int64_t groups,
-                   int32_t device) {
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS)
-    fail(spec.op, ": torch names no current stream of cuda:", device);
-  cuda::run(spec, variant, launch, groups, device, static_cast<cudaStream_t>(stream));
+// A device, made the current one, and torch's current stream on it.
+class Current {
+ public:
+  explicit Current(int32_t device) : guard_(device), queue_{device, nullptr} {
+    void* stream = nullptr;
+    if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS)
+      fail("onepass: torch names no current stream of cuda:", device);
+    queue_.stream = static_cast<cudaStream_t>(stream);
+  }
+  cuda::Queue queue() const { return queue_; }
+
+ private:
+  const torch::stable::accelerator::DeviceGuard guard_;
+  cuda::Queue queue_;
+};
+
+static void step_on(Optimizer which, int variant, const Launch& launch, int64_t groups, int32_t device) {
+  const Current current(device);
+  cuda::step(launch, which, variant, groups, current.queue());
+}
+
+static void grad_stats_on(const Launch& launch, double* stats, int32_t device) {
+  const Current current(device);
+  cuda::grad_stats(launch, stats, current.queue());
 }
 
 static void optim_step(const OptimCall& call) {
   std::vector<Layout> layouts;
   const Launch launch = launch_of(call, layouts);
   if (launch.rows.empty()) return;
-  run_on(call.spec, call.variant, launch, view_of(call.hyper).sizes[0], call.device_index());
+  step_on(call.spec.kernel, call.variant(), launch, view_of(call.hyper).sizes[0], call.place().device_index);
 }
 
-// The eager optimizer's way in, see walk.h.
-extern "C" __attribute__((visibility("default"))) void onepass_cuda_run(Optimizer which, bool variant,
-                                                                        const Launch& launch, int64_t groups,
-                                                                        int32_t device) {
-  run_on(optim_spec(which), variant, launch, groups, device);
+static Tensor grad_stats_op(Tensors grads, MaybeTensor grad_scale) {
+  const Place place = place_of("grad_stats", grads);
+  std::vector<Layout> layouts;
+  Launch launch = grads_launch(place, grads, false, layouts);
+  launch.grad_scale = scalar_of(place, "grad_scale", grad_scale);
+  Tensor stats = torch::stable::new_empty(grads[0], {2}, torch::headeronly::ScalarType::Double);
+  grad_stats_on(launch, static_cast<double*>(stats.data_ptr()), place.device_index);
+  return stats;
+}
+
+static void clip_grads_op(Tensors grads, Tensor stats, double max_norm) {
+  const Place place = place_of("clip_grads_", grads);
+  std::vector<Layout> layouts;
+  const Launch launch = grads_launch(place, grads, true, layouts);
+  const double* const measured = stats_of(place, stats);
+  const Current current(place.device_index);
+  cuda::clip_grads(launch, measured, max_norm, current.queue());
+}
+
+// The eager optimizer's way in.
+extern "C" {
+extern const CudaDriver onepass_cuda_driver __attribute__((visibility("default")));
+const CudaDriver onepass_cuda_driver = {step_on, grad_stats_on};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(onepass, CUDA, m) {
-  m.impl("adam_", TORCH_BOX((&adam<kAdam, optim_step>)));
-  m.impl("adamw_", TORCH_BOX((&adam<kAdamW, optim_step>)));
+  ONEPASS_OPTIM_OPS(m, optim_step);
+  m.impl("grad_stats", TORCH_BOX(&grad_stats_op));
+  m.impl("clip_grads_", TORCH_BOX(&clip_grads_op));
 }
 
 }  // namespace onepass

@@ -59,16 +59,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
   m.def(
-      "use_cuda_driver", [](uintptr_t driver) { use_cuda_driver(reinterpret_cast<CudaDriver>(driver)); },
-      "The address of onepass_cuda_run in onepass._cuda");
+      "use_cuda_driver",
+      [](uintptr_t driver) { use_cuda_driver(*reinterpret_cast<const CudaDriver*>(driver)); },
+      "The address of onepass_cuda_driver in onepass._cuda");
   m.def("has_plan", &has_plan, "Can OptimPlan be used with this torch?");
   py::class_<OptimPlan>(m, "OptimPlan")
-      .def(py::init<const std::string&, bool, py::list, std::vector<int64_t>, py::dict,
-                    const std::vector<std::string>&, std::optional<int32_t>>(),
+      .def(py::init<const std::string&, int, py::list, std::vector<int64_t>, py::dict,
+                    const std::vector<std::string>&, bool, bool, std::optional<int32_t>>(),
            py::arg("op"), py::arg("variant"), py::arg("param_groups"), py::arg("served"), py::arg("state"),
-           py::arg("state_names"), py::arg("cuda") = std::nullopt)
-      .def("gather", &OptimPlan::gather, py::arg("hyper"))
-      .def("run", &OptimPlan::run, py::arg("grad_scale") = 0, py::arg("found_inf") = 0)
+           py::arg("state_names"), py::arg("with_ema") = false, py::arg("counts") = true,
+           py::arg("cuda") = std::nullopt)
+      .def("gather", &OptimPlan::gather, py::arg("hyper"), py::arg("grads_after") = 0)
+      .def("grad_stats", &OptimPlan::grad_stats, py::arg("grad_scale") = 0, py::arg("stats"))
+      .def("run", &OptimPlan::run, py::arg("grad_scale") = 0, py::arg("found_inf") = 0, py::arg("stats") = 0)
       .def("__len__", &OptimPlan::size);
 }
 

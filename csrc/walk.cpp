@@ -35,26 +35,29 @@ void load_python_objects() {
 
 bool has_plan() { return python.grad_of && python.is_neg && python.bump_version && python.impl_offset; }
 
-static CudaDriver cuda_driver = nullptr;
-void use_cuda_driver(CudaDriver driver) { cuda_driver = driver; }
+static CudaDriver cuda_driver{};
+void use_cuda_driver(const CudaDriver& driver) { cuda_driver = driver; }
 
 static PyObject* keep(std::vector<py::object>& owned, py::handle object) {
   owned.push_back(py::reinterpret_borrow<py::object>(object));
   return object.ptr();
 }
 
-OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served,
-                     py::dict state, const std::vector<std::string>& state_names, std::optional<int32_t> cuda)
+OptimPlan::OptimPlan(const std::string& op, int variant, py::list param_groups, std::vector<int64_t> served,
+                     py::dict state, const std::vector<std::string>& state_names, bool with_ema, bool counts,
+                     std::optional<int32_t> cuda)
     : spec_(optim_spec(op)),
       variant_(variant),
-      states_(spec_.states[variant]),
+      counts_(counts),
+      states_(spec_.states(variant) + with_ema),
       cuda_(cuda),
       param_groups_(param_groups),
       state_(state) {
-  if (cuda && !cuda_driver) fail(op, ": a plan on CUDA needs onepass._cuda");
+  if (cuda && !cuda_driver.step) fail(op, ": a plan on CUDA needs onepass._cuda");
   if (static_cast<int>(state_names.size()) != states_) fail(op, ": a plan needs ", states_, " state names");
   std::vector<py::str> names(state_names.begin(), state_names.end());
-  names.push_back(py::reinterpret_borrow<py::str>(python.step));
+  if (counts) names.push_back(py::reinterpret_borrow<py::str>(python.step));
+  launch_.ema = with_ema;
 
   for (auto [key, value] : state) state_items_.emplace_back(keep(owned_, key), keep(owned_, value));
   for (size_t k = 0; k < served.size(); ++k) {
@@ -68,7 +71,9 @@ OptimPlan::OptimPlan(const std::string& op, bool variant, py::list param_groups,
     }
   }
   for (size_t i = 0; i < entries_.size(); ++i)
-    if (state.contains(py::handle(params_[i]))) {
+    if (stateless()) {
+      know(i, py::dict(), names);
+    } else if (state.contains(py::handle(params_[i]))) {
       const py::dict values = state[py::handle(params_[i])];
       if (!values.empty()) know(i, values, names);  // optimizer.state makes an empty one for whoever looks
     }
@@ -85,17 +90,18 @@ void OptimPlan::know(size_t i, const py::dict& values, const std::vector<py::str
 
   View views[kMaxStreams];
   for (int s = 0; s < kState + states_; ++s) views[s] = view_of(known.held[s < kState ? 0 : s - 1]);
-  const View step = view_of(known.held.back());
-  check_row(spec_, variant_, static_cast<int64_t>(i), views, known.row);
-  check_step(spec_, static_cast<int64_t>(i), step, views[kParam]);
+  check_row(spec_, variant_, kState + states_, static_cast<int64_t>(i), views, known.row);
   known.layout = layout_of(views, kState + states_);
   known.row.lie(known.layout);
-  known.row.step = step.data;
-  known.row.step_dtype = step.dtype;
-
   for (int k = 0; k <= states_; ++k)
     entry.tensors[k].impl = *reinterpret_cast<void* const*>(known.held[k].get());
-  entry.tensors[kStep].impl = *reinterpret_cast<void* const*>(known.held.back().get());
+  if (counts_) {
+    const View step = view_of(known.held.back());
+    check_step(spec_, static_cast<int64_t>(i), step, views[kParam]);
+    known.row.step = step.data;
+    known.row.step_dtype = step.dtype;
+    entry.tensors[kStep].impl = *reinterpret_cast<void* const*>(known.held.back().get());
+  }
   known.held.erase(known.held.begin());  // the parameter's object holds it, and may come to hold another
   entry.state = keep(owned_, values);
   entry.values = static_cast<int32_t>(values_.size());
@@ -149,18 +155,23 @@ static bool at(const void* known, AtenTensorHandle tensor) {
   return aoti_torch_get_data_ptr(tensor, &data) == AOTI_TORCH_SUCCESS && data == known;
 }
 
-// Memory that moved may have been freed, or lie otherwise: whoever builds the plan looks closer.
-bool OptimPlan::as_built(size_t i, const Row& row) const {
-  const Entry& entry = entries_[i];
-  if (!entry.state || PyDict_GET_SIZE(entry.state) != entry.value_count) return false;
+bool OptimPlan::values_as_built(const Entry& entry) const {
+  if (PyDict_GET_SIZE(entry.state) != entry.value_count) return false;
   Py_ssize_t position = 0;
   PyObject* value;
   for (int k = 0; k < entry.value_count; ++k)
     if (!PyDict_Next(entry.state, &position, nullptr, &value) || value != values_[entry.values + k])
       return false;
+  return true;
+}
 
-  if (!at(row.data[kParam], entry.tensors[0].handle()) || !at(row.step, entry.tensors[kStep].handle()))
-    return false;
+// Memory that moved may have been freed, or lie otherwise: whoever builds the plan looks closer.
+bool OptimPlan::as_built(size_t i, const Row& row) const {
+  const Entry& entry = entries_[i];
+  if (!entry.state) return false;
+  if (!stateless() && !values_as_built(entry)) return false;
+  if (!at(row.data[kParam], entry.tensors[0].handle())) return false;
+  if (row.step && !at(row.step, entry.tensors[kStep].handle())) return false;
   for (int s = 0; s < states_; ++s)
     if (!at(row.data[kState + s], entry.tensors[1 + s].handle())) return false;
   // With fewer than two dimensions a state cannot lie otherwise in the same memory.
@@ -178,6 +189,11 @@ bool OptimPlan::as_built(size_t i, const Row& row) const {
 bool OptimPlan::fits(const View& grad, const View& param, const Row& row) const {
   return grad.on_cpu == !cuda_ && grad.device_index == cuda_.value_or(0) && grad.dtype == row.dtype[kParam] &&
          same_sizes(grad, param) && has_storage(grad);
+}
+
+// A gradient that is written has one address an element.
+bool OptimPlan::writable(const View& grad) const {
+  return launch_.grads_after == GradsAfter::kKept || !overlaps_itself(grad);
 }
 
 // Is the tensor behind the parameter's object still the one we know? (torch.utils.swap_tensors)
@@ -200,10 +216,11 @@ bool OptimPlan::gather_row(size_t i) {
   Row& row = relist_ ? known_[i].row : launch_.rows[entry.slot];
   View view;
   const View param = shape_of(entry, 0);
-  if (!as_built(i, row) || python.is_neg(grad) || !view_of(grad, view) || !fits(view, param, row))
+  if (!as_built(i, row) || python.is_neg(grad) || !view_of(grad, view) || !fits(view, param, row) ||
+      !writable(view))
     return false;
   row.data[kGrad] = view.data;
-  if (!cuda_) row.t = read_step(row.step, row.step_dtype) + 1;
+  if (!cuda_) row.t = read_step(row) + 1;
   if (row.box || !same_strides(view, param)) {
     View views[kMaxStreams];
     views[kGrad] = view;
@@ -259,13 +276,28 @@ void OptimPlan::fetch_memory(size_t i) const {
   fetch(pointer_at(python.grad_of(entry.tensors[0].impl), 0), 192);
 }
 
-bool OptimPlan::gather(const std::vector<double>& hyper) {
-  if (hyper.size() != served_.size() * spec_.columns)
-    fail(spec_.op, ": hyper has ", hyper.size(), " values, expected ", spec_.columns, " for each of ",
-         served_.size(), " groups");
-  for (size_t g = 0; g < served_.size(); ++g)
-    spec_.check(spec_, hyper.data() + g * spec_.columns, static_cast<int64_t>(g));
-  hyper_ = hyper;
+void OptimPlan::read_hypers(const py::list& hypers) {
+  hyper_.clear();
+  for (py::handle row : hypers) {
+    const size_t start = hyper_.size();
+    for (py::handle value : py::reinterpret_borrow<py::list>(row)) {
+      const double number = PyFloat_AsDouble(value.ptr());
+      if (number == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+      hyper_.push_back(number);
+    }
+    const int64_t count = static_cast<int64_t>(hyper_.size() - start);
+    const int64_t group = static_cast<int64_t>(start) / spec_.columns;
+    if (count != spec_.columns)
+      fail(spec_.op, ": hyper[", group, "] has ", count, " values, expected ", spec_.columns);
+    check_hyper_row(spec_, hyper_.data() + start, group);
+  }
+  if (hypers.size() != served_.size())
+    fail(spec_.op, ": hyper has ", hypers.size(), " rows, expected ", served_.size());
+}
+
+bool OptimPlan::gather(const py::list& hypers, int grads_after) {
+  read_hypers(hypers);
+  launch_.grads_after = static_cast<GradsAfter>(grads_after);
   if (!groups_as_built() || !state_as_built()) return false;
   do {
     if (relist_) list_rows();
@@ -280,21 +312,42 @@ bool OptimPlan::gather(const std::vector<double>& hyper) {
   return true;
 }
 
-void OptimPlan::run(uintptr_t grad_scale, uintptr_t found_inf) {
+void OptimPlan::grad_stats(uintptr_t grad_scale, uintptr_t stats) {
+  launch_.grad_scale = reinterpret_cast<const float*>(grad_scale);
+  double* const out = reinterpret_cast<double*>(stats);
+  py::gil_scoped_release unlocked;
+  if (cuda_)
+    cuda_driver.grad_stats(launch_, out, *cuda_);
+  else
+    onepass::grad_stats(launch_, out);
+}
+
+void OptimPlan::run(uintptr_t grad_scale, uintptr_t found_inf, uintptr_t stats) {
   if (launch_.rows.empty()) return;
   launch_.hyper = hyper_.data();
   launch_.hyper_columns = spec_.columns;
   launch_.grad_scale = reinterpret_cast<const float*>(grad_scale);
   launch_.found_inf = reinterpret_cast<const float*>(found_inf);
-  if (!cuda_ && launch_.found_inf && *launch_.found_inf != 0) return;
-  // A kernel writes behind autograd's back: say so, that a backward through the old values raises.
-  for (const Entry& entry : entries_)
-    if (entry.slot >= 0) python.bump_version(entry.tensors[0].handle());
+  launch_.stats = reinterpret_cast<const double*>(stats);
+  bump_versions();
   py::gil_scoped_release unlocked;
   if (cuda_)
-    return cuda_driver(spec_.kernel, variant_, launch_, static_cast<int64_t>(served_.size()), *cuda_);
-  launch_.inv_scale = launch_.grad_scale ? 1.0 / *launch_.grad_scale : 1.0;
-  onepass::run(launch_, current_isa().kernels->optim[spec_.kernel][variant_]);
+    cuda_driver.step(spec_.kernel, variant_, launch_, static_cast<int64_t>(served_.size()), *cuda_);
+  else
+    step(launch_, spec_.kernel, variant_);
+}
+
+// A kernel writes behind autograd's back: say so, that a backward through the old values raises. On the CPU
+// it is known what will be written; elsewhere whether inf was found is known too late.
+void OptimPlan::bump_versions() const {
+  const bool skipped = !cuda_ && found_inf(launch_);
+  const bool grads =
+      launch_.grads_after == GradsAfter::kZeroed || (launch_.grads_after == GradsAfter::kWritten && !skipped);
+  for (const Entry& entry : entries_) {
+    if (entry.slot < 0) continue;
+    if (!skipped) python.bump_version(entry.tensors[0].handle());
+    if (grads) python.bump_version(python.grad_of(entry.tensors[0].impl));
+  }
 }
 
 }  // namespace onepass

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/optim_args.h"
+#include "cuda_driver.h"
 
 namespace onepass {
 
@@ -17,11 +18,7 @@ namespace py = pybind11;
 void load_python_objects();  // once, with the module
 bool has_plan();             // can this torch be read as OptimPlan reads it?
 
-// What steps a launch on a CUDA device in the order of torch's current stream. onepass._cuda brings it: _C
-// itself knows nothing of CUDA.
-using CudaDriver = void (*)(Optimizer which, bool variant, const Launch& launch, int64_t groups,
-                            int32_t device);
-void use_cuda_driver(CudaDriver driver);
+void use_cuda_driver(const CudaDriver& driver);
 
 // One optimizer op over the groups `served` of param_groups, all of whose parameters are on one device: the
 // CPU, or CUDA device number `cuda`.
@@ -31,8 +28,8 @@ void use_cuda_driver(CudaDriver driver);
 // group was added, removed or replaced; a parameter or state has other memory or another layout; a gradient
 // has no memory of its own): the plan has to be built anew, or the dispatcher op to be taken, and whoever
 // does so names what is wrong with a tensor. It throws where hyper is wrong. Either way nothing has been
-// written. run() then does the step. hyper: a row of the op's hyperparameters for each served group, one
-// after the other.
+// written. Then grad_stats() measures the gradients, where that is wanted, and run() does the step. hypers:
+// for each served group a row of the op's hyperparameters, anything that is a number.
 //
 // With many small tensors a step is bound by cache misses on torch's own objects, some thirty lines a
 // parameter. So what is read at every step is kept small and together, and what lies behind it is fetched a
@@ -40,11 +37,16 @@ void use_cuda_driver(CudaDriver driver);
 class OptimPlan {
  public:
   // param_groups and state are the optimizer's own; state_names name the rule's states in state[p].
-  OptimPlan(const std::string& op, bool variant, py::list param_groups, std::vector<int64_t> served,
-            py::dict state, const std::vector<std::string>& state_names, std::optional<int32_t> cuda);
-  bool gather(const std::vector<double>& hyper);
-  // Addresses of one float32 element each on the plan's device, 0 where there is none.
-  void run(uintptr_t grad_scale, uintptr_t found_inf);
+  // with_ema: the last of them is the average of weights. counts: states have a step counter, too.
+  OptimPlan(const std::string& op, int variant, py::list param_groups, std::vector<int64_t> served,
+            py::dict state, const std::vector<std::string>& state_names, bool with_ema, bool counts,
+            std::optional<int32_t> cuda);
+  // grads_after: what the step is to leave in the gradients, see plan.h.
+  bool gather(const py::list& hypers, int grads_after);
+  // Addresses of one float32 element each on the plan's device, 0 where there is none; of stats, of the two
+  // float64 elements that grad_stats writes.
+  void grad_stats(uintptr_t grad_scale, uintptr_t stats);
+  void run(uintptr_t grad_scale, uintptr_t found_inf, uintptr_t stats);
   int64_t size() const { return static_cast<int64_t>(launch_.rows.size()); }
 
  private:
@@ -57,7 +59,7 @@ class OptimPlan {
       return reinterpret_cast<AtenTensorHandle>(const_cast<BorrowedTensor*>(this));
     }
   };
-  enum { kStep = 1 + kMaxStates };  // index in Entry::tensors: parameter, states, then the step counter
+  enum { kStep = kMaxStreams - 1 };  // index in Entry::tensors: parameter, states and average, step counter
 
   // What a step reads of one parameter.
   struct Entry {
@@ -80,10 +82,15 @@ class OptimPlan {
 
   void know(size_t i, const py::dict& values, const std::vector<py::str>& names);
   void list_rows();
+  void read_hypers(const py::list& hypers);
   bool groups_as_built() const;
+  bool stateless() const { return states_ == 0 && !counts_; }
   bool state_as_built() const;
+  bool values_as_built(const Entry& entry) const;
   bool as_built(size_t i, const Row& row) const;
   bool gather_row(size_t i);
+  bool writable(const View& grad) const;
+  void bump_versions() const;
   bool same_tensor(size_t i) const;
   void fetch_objects(size_t i) const;
   void fetch_autograd(size_t i) const;
@@ -92,8 +99,9 @@ class OptimPlan {
   bool fits(const View& grad, const View& param, const Row& row) const;
 
   const OptimSpec& spec_;
-  const bool variant_;
-  const int states_;
+  const int variant_;
+  const bool counts_;
+  const int states_;  // the average of weights among them
   const std::optional<int32_t> cuda_;
   py::list param_groups_;
   py::dict state_;

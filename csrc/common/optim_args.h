@@ -21,19 +21,51 @@ void check_storage(const Name& arg, const View& v) {
   if (!has_storage(v)) fail(arg, " has no storage: it was freed");
 }
 
-inline void check_stream(const OptimSpec& spec, int stream, int64_t i, const View& v, const View& param) {
-  const Argument arg{spec.op, spec.lists[stream], i};
+// Moments of half parameters, and of float32 ones, may be kept in either of these two.
+inline bool is_state_dtype(DType state, DType param) {
+  if (param == DType::kFloat64) return state == DType::kFloat64;
+  return state == DType::kFloat32 || state == DType::kBFloat16;
+}
+
+// The dtype that a stream behind the first state has to have, and the gradient. The average of weights moves
+// by little at a time: it is never kept in a half dtype.
+inline DType wanted_dtype(int stream, int states, const View* views) {
+  const DType param = views[kParam].dtype;
+  if (stream <= kGrad) return param;
+  if (stream == kState + states) return is_half(param) ? DType::kFloat32 : param;
+  return views[kState].dtype;
+}
+
+inline void check_dtype(const Argument& arg, int stream, int states, const View* views) {
+  const DType came = views[stream].dtype, param = views[kParam].dtype;
+  if (stream == kState && states > 0) {
+    if (is_state_dtype(came, param)) return;
+    const char* wanted = param == DType::kFloat64 ? "torch.float64" : "torch.float32 or torch.bfloat16";
+    fail(arg, " has dtype ", name_of(came), ", expected ", wanted, " for ", name_of(param), " parameters");
+  }
+  const DType wanted = wanted_dtype(stream, states, views);
+  if (came == wanted) return;
+  if (stream > kState && stream < kState + states)
+    fail(arg, " has dtype ", name_of(came), ", expected ", name_of(wanted), " as the first state");
+  fail(arg, " has dtype ", name_of(came), ", expected ", name_of(wanted), " for ", name_of(param),
+       " parameters");
+}
+
+inline void check_stream(const Argument& arg, int stream, int states, const View* views) {
+  const View &v = views[stream], &param = views[kParam];
   if (v.on_cpu != param.on_cpu || v.device_index != param.device_index)
-    fail(arg, " is on another device than params[", i, "]");
+    fail(arg, " is on another device than params[", arg.index, "]");
   if (!same_sizes(v, param))
-    fail(arg, " has shape ", Shape{v}, ", expected ", Shape{param}, " as params[", i, "]");
-  const DType wanted = stream >= kState && is_half(param.dtype) ? DType::kFloat32 : param.dtype;
-  if (v.dtype != wanted)
-    fail(arg, " has dtype ", name_of(v.dtype), ", expected ", name_of(wanted), " for ", name_of(param.dtype),
-         " parameters");
+    fail(arg, " has shape ", Shape{v}, ", expected ", Shape{param}, " as params[", arg.index, "]");
+  check_dtype(arg, stream, states, views);
   if (stream != kGrad && overlaps_itself(v))
     fail(arg, " has several elements at one address: it cannot be written");
   check_storage(arg, v);
+}
+
+inline const char* stream_name(const OptimSpec& spec, int variant, int stream) {
+  if (stream < kState) return stream == kParam ? "params" : "grads";
+  return spec.state_name(variant, stream - kState);
 }
 
 inline void check_step(const OptimSpec& spec, int64_t i, const View& step, const View& param) {
@@ -46,17 +78,26 @@ inline void check_step(const OptimSpec& spec, int64_t i, const View& step, const
   check_storage(arg, step);
 }
 
-// Writes the row's streams, without layout, step and group.
-inline void check_row(const OptimSpec& spec, bool variant, int64_t i, const View* views, Row& row) {
-  const View& param = views[kParam];
-  if (param.dtype == DType::kOther)
+// Writes the row's streams, without layout, step and group. views: as many as `streams`.
+inline void check_row(const OptimSpec& spec, int variant, int streams, int64_t i, const View* views,
+                      Row& row) {
+  if (views[kParam].dtype == DType::kOther)
     fail(Argument{spec.op, "params", i},
          " has a dtype that is not served, expected torch.float32, float64, bfloat16 or float16");
-  for (int s = 0; s < spec.streams(variant); ++s) {
-    check_stream(spec, s, i, views[s], param);
+  if (spec.kernel >= kOnEveryDevice && views[kParam].dtype != DType::kFloat32)
+    fail(Argument{spec.op, "params", i}, " has dtype ", name_of(views[kParam].dtype),
+         ", expected torch.float32");
+  for (int s = 0; s < streams; ++s) {
+    check_stream({spec.op, stream_name(spec, variant, s), i}, s, spec.states(variant), views);
     row.data[s] = views[s].data;
     row.dtype[s] = views[s].dtype;
   }
+}
+
+// A gradient that is written has one address an element.
+inline void check_written(const OptimSpec& spec, GradsAfter after, int64_t i, const View& grad) {
+  if (after != GradsAfter::kKept && overlaps_itself(grad))
+    fail(Argument{spec.op, "grads", i}, " has several elements at one address: it cannot be written");
 }
 
 // Two rows over the same memory would be updated side by side, in no order.
@@ -71,8 +112,16 @@ inline void check_apart(const OptimSpec& spec, const Launch& launch) {
            starts[k - 1].second, "]");
 }
 
-inline double read_step(const void* step, DType dtype) {
-  return dtype == DType::kFloat64 ? *static_cast<const double*>(step) : *static_cast<const float*>(step);
+// Steps done so far; where nobody counts, the first is behind us.
+inline double read_step(const Row& row) {
+  if (!row.step) return 1;
+  return row.step_dtype == DType::kFloat64 ? *static_cast<const double*>(row.step)
+                                           : *static_cast<const float*>(row.step);
+}
+
+// On the CPU, where looking is free: is this step to be skipped?
+inline bool found_inf(const Launch& launch) {
+  return (launch.found_inf && *launch.found_inf != 0) || (launch.stats && launch.stats[1] != 0);
 }
 
 }  // namespace onepass

@@ -9,22 +9,23 @@
 namespace onepass {
 
 constexpr int kMaxStates = 3;
-constexpr int kMaxStreams = 2 + kMaxStates;
-enum Stream { kParam = 0, kGrad = 1, kState = 2 };
+constexpr int kMaxStreams = 2 + kMaxStates + 1;
+enum Stream {
+  kParam = 0,
+  kGrad = 1,
+  kState = 2
+};  // the states, then the average of weights, if there is one
 
 // One parameter of a step. Small, because with many tensors the rows themselves are traffic.
 struct Row {
-  void* data[kMaxStreams];  // parameter, gradient, states in the rule's order
+  void* data[kMaxStreams];  // parameter, gradient, states in the rule's order, average of weights
   int64_t numel;
   const Layout* box;  // null where all streams are one run of numel elements; owned by the row's owner
-  void* step;         // the step counter's element, advanced by one
+  void* step;         // the step counter's element, advanced by one; null where nobody counts: t is 2
   double t;           // the number of this step, from 1
   int32_t group;      // row of the hyperparameter tensor
   DType dtype[kMaxStreams];
   DType step_dtype;  // float32 or float64
-
-  // No stream has to pass through a tile: see cpu/window.h.
-  bool all_in_place() const { return !box && !is_half(dtype[kParam]); }
 
   void lie(const Layout& layout) {
     numel = layout.numel;
@@ -32,15 +33,20 @@ struct Row {
   }
 };
 
+// What a step leaves in the gradients: what was there, zeros, or the unscaled and clipped gradient.
+enum class GradsAfter : int32_t { kKept, kZeroed, kWritten };
+
 struct Launch {
   std::vector<Row> rows;
   std::vector<int64_t> begin;  // rows.size() + 1 running sums of numel: where each row starts in the whole
   const double* hyper = nullptr;
   int64_t hyper_columns = 0;
-  double inv_scale = 1.0;
+  bool ema = false;  // the stream behind the states is the average of weights
+  GradsAfter grads_after = GradsAfter::kKept;
 
-  // For a driver that reads them on the device: one float32 element each, null where there is none.
+  // On the device, null where there is none: one float32 element each, and what grad_stats left (stats.h).
   const float *grad_scale = nullptr, *found_inf = nullptr;
+  const double* stats = nullptr;
   bool hyper_on_device = false;
 
   void clear() {

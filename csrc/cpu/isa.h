@@ -8,6 +8,7 @@
 
 #include "../common/optim_spec.h"
 #include "../common/plan.h"
+#include "../rules/stats.h"
 
 #ifndef ONEPASS_ISA  // the namespace of the file being compiled; set per build by setup.py
 #define ONEPASS_ISA baseline
@@ -19,8 +20,10 @@ namespace onepass {
 using OptimKernel = void (*)(const Launch&, Cut from, Cut to);
 
 struct KernelTable {
-  unsigned features;                  // what the processor must have
-  OptimKernel optim[kOptimizers][2];  // [OptimSpec::kernel][variant]
+  unsigned features;                             // what the processor must have
+  OptimKernel optim[kOptimizers][kMaxVariants];  // null for a variant that an optimizer does not have
+  GradSum (*sum_grads)(const Launch&, Cut from, Cut to);
+  void (*scale_grads)(const Launch&, double factor, bool zero, Cut from, Cut to);
   void (*rmw_probe)(float* p, const float* g, float* m, float* v, int64_t n);
 };
 
@@ -52,6 +55,6 @@ struct Isa {
 const std::vector<Isa>& built_isas();   // weakest first
 bool runs_here(const Isa& isa);         // has this processor what it needs?
 const Isa& current_isa();               // ONEPASS_ISA, or the strongest that runs here
-void use_isa(const std::string& name);  // throws if it is not built or does not run here
+void use_isa(const std::string& name);  // throws if it is not built or does not run here; "idle": no work
 
 }  // namespace onepass

@@ -2,22 +2,68 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../common/optim_args.h"
+#include "../rules/step.h"
+
 namespace onepass {
 
 // Below this many elements a thread's start costs more than its share of the work.
 constexpr int64_t kElementsPerThread = 16384;
 
-void run(const Launch& launch, OptimKernel kernel) {
+// Elements whose squares are summed by one thread, whatever their number: the sums are the same then.
+constexpr int64_t kElementsPerSum = 65536;
+
+// Calls body(k) for k in [0, pieces), side by side where there are several.
+template <class Body>
+static void in_parallel(int64_t pieces, const Body& body) {
+  if (pieces == 1) return body(0);
+  torch::stable::parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) body(k);
+  });
+}
+
+// Calls body(from, to) for as many equal pieces of a launch as there are threads worth starting.
+template <class Body>
+static void in_pieces(const Launch& launch, const Body& body) {
   const int64_t wanted = launch.numel() / kElementsPerThread + 1;
   const int64_t pieces = wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
-  if (pieces == 1) {
-    kernel(launch, {0, 0}, cut(launch.begin, 1, 1));
-  } else {
-    torch::stable::parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
-      for (int64_t k = first; k < last; ++k)
-        kernel(launch, cut(launch.begin, pieces, k), cut(launch.begin, pieces, k + 1));
-    });
+  in_parallel(pieces,
+              [&](int64_t k) { body(cut(launch.begin, pieces, k), cut(launch.begin, pieces, k + 1)); });
+}
+
+static void rescale(const Launch& launch, double factor, bool zero) {
+  const auto kernel = current_isa().kernels->scale_grads;
+  in_pieces(launch, [&](Cut from, Cut to) { kernel(launch, factor, zero, from, to); });
+}
+
+void step(const Launch& launch, Optimizer which, int variant) {
+  if (found_inf(launch)) {
+    if (launch.grads_after == GradsAfter::kZeroed) rescale(launch, 0.0, true);
+    return;
   }
+  const OptimKernel kernel = current_isa().kernels->optim[which][variant];
+  in_pieces(launch, [&](Cut from, Cut to) { kernel(launch, from, to); });
+}
+
+void scale_grads(const Launch& launch, double factor) {
+  if (factor != 1.0) rescale(launch, factor, false);
+}
+
+void grad_stats(const Launch& launch, double* stats) {
+  const auto kernel = current_isa().kernels->sum_grads;
+  const int64_t count = launch.numel() / kElementsPerSum + 1;
+  static thread_local std::vector<GradSum> sums;  // grows to the largest list that this thread has met
+  sums.resize(count);
+  GradSum* const out = sums.data();
+  in_parallel(count, [&](int64_t k) {
+    const int64_t piece = count - 1 - k;
+    out[piece] = kernel(launch, cut(launch.begin, count, piece), cut(launch.begin, count, piece + 1));
+  });
+  GradSum all;
+  for (const GradSum& sum : sums) all.merge(sum);
+  const double inv_scale = launch.grad_scale ? 1.0 / *launch.grad_scale : 1.0;
+  stats[0] = all.norm(inv_scale);
+  stats[1] = all.finite() ? 0.0 : 1.0;
 }
 
 }  // namespace onepass

@@ -1,9 +1,11 @@
 // Room 2, memory on the CPU: the driver that walks any list of tensors under any optimizer rule.
 //
-// Memory contract. Each stream (parameter, gradient, states) is read once and, but for the gradient, written
-// once. Streams in the arithmetic type that lie alike are worked on in place. Others (half storage, strided
-// or differently laid out) pass through tiles of kTile elements on the stack, so that the arithmetic exists
-// in one loop for all of them. Nothing is allocated.
+// Memory contract. Each stream (parameter, gradient, states, average of weights) is read once and, but for
+// the gradient, written once; the gradient is written where the step leaves zeros or its clipped values in
+// it. Streams in the arithmetic type that lie alike are worked on in place. Others (half storage, strided or
+// differently laid out) pass through tiles of kTile elements on the stack, so that the arithmetic exists in
+// one loop for all of them. What only some steps do (the average, the gradient's new values) is a loop of
+// its own over the same tile, which is in the first-level cache by then. Nothing is allocated.
 #pragma once
 #include "../rules/step.h"
 #include "isa.h"
@@ -33,22 +35,55 @@ void update(const Step step, int64_t n, T* __restrict p, const T* __restrict g, 
   }
 }
 
+template <class Step, class T = typename Step::T>
+void average(const Step step, int64_t n, const T* __restrict p, T* __restrict ema) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) ema[i] = step.average(ema[i], p[i]);
+}
+
+// What the step leaves in the gradient.
+template <class Step, class T = typename Step::T>
+void leave(const Step step, GradsAfter after, int64_t n, T* g) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) g[i] = after == GradsAfter::kZeroed ? T(0) : step.clipped(g[i]);
+}
+
+// The plain step on streams that need no tile: one loop over the whole row.
+template <class Step>
+bool update_in_place(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
+  using T = typename Step::T;
+  bool plain = !row.box && !launch.ema && launch.grads_after == GradsAfter::kKept;
+  for (int s = 0; s < kState + Step::kStates; ++s) plain &= is_stored<T>(row.dtype[s]);
+  if (!plain) return false;
+  T* state[kMaxStates] = {};
+  for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<T*>(row.data[kState + s]) + from;
+  update(step, to - from, static_cast<T*>(row.data[kParam]) + from,
+         static_cast<const T*>(row.data[kGrad]) + from, state);
+  return true;
+}
+
 // Elements [from, to) of one row.
 template <class Step>
-void update_row(const Step& step, const Row& row, int64_t from, int64_t to) {
+void update_row(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
   using T = typename Step::T;
-  T* state[kMaxStates] = {};
-  if (row.all_in_place()) {
-    for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<T*>(row.data[kState + s]) + from;
-    return update(step, to - from, static_cast<T*>(row.data[kParam]) + from,
-                  static_cast<const T*>(row.data[kGrad]) + from, state);
-  }
+  if (update_in_place(step, row, launch, from, to)) return;
   Window<T> p{row, kParam}, g{row, kGrad}, s0{row, kState}, s1{row, kState + 1}, s2{row, kState + 2};
+  Window<T> ema{row, kState + Step::kStates};
   Window<T>* states[] = {&s0, &s1, &s2};
+  T* state[kMaxStates] = {};
   for (int64_t i = from; i < to; i += kTile) {
     const int64_t n = to - i < kTile ? to - i : kTile;
     for (int s = 0; s < Step::kStates; ++s) state[s] = states[s]->load(i, n);
-    update(step, n, p.load(i, n), g.load(i, n), state);
+    T *param = p.load(i, n), *grad = g.load(i, n);
+    update(step, n, param, grad, state);
+    if (launch.ema) {
+      average(step, n, param, ema.load(i, n));
+      ema.store(i, n);
+    }
+    if (launch.grads_after != GradsAfter::kKept) {
+      leave(step, launch.grads_after, n, grad);
+      g.store(i, n);
+    }
     p.store(i, n);
     for (int s = 0; s < Step::kStates; ++s) states[s]->store(i, n);
   }
@@ -58,12 +93,12 @@ void update_row(const Step& step, const Row& row, int64_t from, int64_t to) {
 template <class Step>
 class Coefficients {
  public:
-  const Step& at(const Launch& launch, const Row& row) {
+  const Step& at(const Launch& launch, const Scaling& scaling, const Row& row) {
     if (row.group != group_ || row.t != t_) {
       group_ = row.group;
       t_ = row.t;
       const double* hyper = launch.hyper + row.group * launch.hyper_columns;
-      step_ = Step::make(*reinterpret_cast<const typename Step::Hyper*>(hyper), row.t, launch.inv_scale);
+      step_ = Step::make(*reinterpret_cast<const typename Step::Hyper*>(hyper), row.t, scaling);
     }
     return step_;
   }
@@ -88,10 +123,29 @@ inline void prefetch(const Row& row) {
 }
 
 inline void advance(const Row& row) {
+  if (!row.step) return;
   if (row.step_dtype == DType::kFloat64)
     *static_cast<double*>(row.step) = row.t;
   else
     *static_cast<float*>(row.step) = static_cast<float>(row.t);
+}
+
+// Calls body(row, first, last) for each row's elements that lie in the piece [from, to) of a launch.
+template <class Body>
+void for_each_row(const Launch& launch, Cut from, Cut to, const Body& body) {
+  const int64_t end = to.offset > 0 ? to.row + 1 : to.row;
+  for (int64_t r = from.row; r < end; ++r) {
+    const Row& row = launch.rows[r];
+    if (r + 1 < end) prefetch(launch.rows[r + 1]);
+    body(row, r == from.row ? from.offset : 0, r == to.row ? to.offset : row.numel);
+  }
+}
+
+inline Scaling scaling_of(const Launch& launch) {
+  Scaling scaling;
+  if (launch.grad_scale) scaling.inv_scale = 1.0 / *launch.grad_scale;
+  if (launch.stats) scaling.norm = launch.stats[0];
+  return scaling;
 }
 
 // The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it
@@ -100,18 +154,14 @@ template <template <class> class Rule>
 void multi_tensor(const Launch& launch, Cut from, Cut to) {
   Coefficients<Step<Rule<float>>> single;
   Coefficients<Step<Rule<double>>> twice;
-  const int64_t end = to.offset > 0 ? to.row + 1 : to.row;
-  for (int64_t r = from.row; r < end; ++r) {
-    const Row& row = launch.rows[r];
-    const int64_t first = r == from.row ? from.offset : 0;
-    const int64_t last = r == to.row ? to.offset : row.numel;
-    if (r + 1 < end) prefetch(launch.rows[r + 1]);
+  const Scaling scaling = scaling_of(launch);
+  for_each_row(launch, from, to, [&](const Row& row, int64_t first, int64_t last) {
     if (row.dtype[kParam] == DType::kFloat64)
-      update_row(twice.at(launch, row), row, first, last);
+      update_row(twice.at(launch, scaling, row), row, launch, first, last);
     else
-      update_row(single.at(launch, row), row, first, last);
+      update_row(single.at(launch, scaling, row), row, launch, first, last);
     if (first == 0) advance(row);
-  }
+  });
 }
 
 }  // namespace onepass::ONEPASS_ISA

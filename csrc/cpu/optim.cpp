@@ -1,6 +1,11 @@
 // The optimizers' CPU kernels: a rule each, one driver. Compiled once per instruction set.
+#include "../rules/adagrad.h"
 #include "../rules/adam.h"
-#include "multi_tensor.h"
+#include "../rules/lion.h"
+#include "../rules/rmsprop.h"
+#include "../rules/sgd.h"
+#include "as_torch.h"
+#include "grads.h"
 
 namespace onepass::ONEPASS_ISA {
 
@@ -22,7 +27,16 @@ constinit const KernelTable kernels = {
     {
         {multi_tensor<AdamRule>, multi_tensor<AdamAmsgrad>},    // kAdam
         {multi_tensor<AdamWRule>, multi_tensor<AdamWAmsgrad>},  // kAdamW
+        {multi_tensor<SgdPlain>, multi_tensor<SgdMomentum>},    // kSgd
+        {multi_tensor<RmspropPlain>, multi_tensor<RmspropCentered>, multi_tensor<RmspropMomentum>,
+         multi_tensor<RmspropCenteredMomentum>},                    // kRmsprop
+        {multi_tensor<Adagrad>},                                    // kAdagrad
+        {multi_tensor<Lion>},                                       // kLion
+        {adam_as_torch<false, false>, adam_as_torch<false, true>},  // kAdamAsTorch
+        {adam_as_torch<true, false>, adam_as_torch<true, true>},    // kAdamWAsTorch
     },
+    sum_piece,
+    scale_piece,
     rmw_probe,
 };
 

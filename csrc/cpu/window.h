@@ -48,6 +48,12 @@ inline void store_tile(const T* from, const Row& row, int stream, int64_t start,
   });
 }
 
+// Is T what a stream of this dtype holds?
+template <class T>
+constexpr bool is_stored(DType dtype) {
+  return dtype == (sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32);
+}
+
 template <class T>
 struct Window {
   const Row& row;
@@ -56,7 +62,7 @@ struct Window {
 
   Window(const Row& row, int stream) : row(row), stream(stream) {}  // leaves the tile as it is
 
-  bool in_place() const { return !row.box && size_of(row.dtype[stream]) == sizeof(T); }
+  bool in_place() const { return !row.box && is_stored<T>(row.dtype[stream]); }
   T* load(int64_t start, int64_t n) {
     if (in_place()) return static_cast<T*>(row.data[stream]) + start;
     switch (row.dtype[stream]) {

@@ -1,53 +1,32 @@
 #include "launch.h"
 
-#include <algorithm>
-#include <list>
-#include <mutex>
-#include <tuple>
+#include <map>
 
-#include "memory.h"
+#include "grads.h"
 #include "optim.h"
 
 namespace onepass::cuda {
 
-using Key = std::tuple<int, cudaStream_t, const OptimSpec*, bool, DType, void*>;
-struct KeptTable {
-  Key key;
-  DeviceTable table;
-  int64_t resident = 0;  // blocks of its kernel that the device runs at a time; 0: not asked yet
-};
-
-// Never destroyed: at exit the runtime may be gone before us.
-static std::list<KeptTable>& kept_tables() {
-  static auto& tables = *new std::list<KeptTable>;
-  return tables;
-}
-static std::list<KeptTable>& captured_tables() {
-  static auto& tables = *new std::list<KeptTable>;
-  return tables;
-}
-constexpr size_t kMostTables = 64;
-
-static bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  ok(cudaStreamIsCapturing(stream, &status), "capture status");
-  return status != cudaStreamCaptureStatusNone;
+// Tells the kernel where the rows are, and their gradients.
+template <class DeviceRow, int kSlots>
+static void fill(Work<DeviceRow, kSlots>& work, const Rows& rows, const Image& image, char* table) {
+  work.rows = reinterpret_cast<const DeviceRow*>(table + image.rows);
+  work.boxes = reinterpret_cast<const int64_t*>(table + image.boxes);
+  work.grads = nullptr;
+  work.tiles = image.tiles;
+  work.count = static_cast<int32_t>(rows.size());
+  if (rows.size() > kSlots)
+    work.grads = reinterpret_cast<void* const*>(table + image.grads);
+  else
+    for (size_t i = 0; i < rows.size(); ++i) work.grad[i] = rows[i]->data[kGrad];
 }
 
-// The most recently used comes first. A captured step has a table of its own for good: replays write it.
-static KeptTable& table_for(const Key& key, cudaStream_t stream) {
-  if (is_capturing(stream)) return captured_tables().emplace_back();
-  auto& tables = kept_tables();
-  const auto found = std::find_if(tables.begin(), tables.end(), [&](auto& kept) { return kept.key == key; });
-  if (found != tables.end()) {
-    tables.splice(tables.begin(), tables, found);
-  } else {
-    tables.emplace_front().key = key;
-    if (tables.size() > kMostTables) tables.pop_back();
-  }
-  return tables.front();
+// One block at least: a result is written, and step counters advance, also where there is no element.
+static unsigned blocks_for(const Image& image, int64_t most) {
+  return static_cast<unsigned>(std::clamp<int64_t>(image.tiles, 1, most));
 }
 
+// --- steps ------------------------------------------------------------------------------------------------
 static int64_t resident_blocks(const OptimKernel& kernel, int device) {
   int multiprocessors = 0, each = 0;
   ok(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
@@ -58,53 +37,92 @@ static int64_t resident_blocks(const OptimKernel& kernel, int device) {
 }
 
 template <int kSlots>
-static OptimArgs<kSlots> args_of(const Launch& launch, const std::vector<const Row*>& rows,
-                                 const Image& image, char* table, unsigned* counter) {
+static OptimArgs<kSlots> args_of(const Launch& launch, const Rows& rows, const Image& image, char* table,
+                                 unsigned* counter) {
   OptimArgs<kSlots> args;
-  args.rows = reinterpret_cast<const DeviceRow*>(table + image.rows);
-  args.boxes = reinterpret_cast<const int64_t*>(table + image.boxes);
   args.hyper = launch.hyper_on_device ? launch.hyper : reinterpret_cast<const double*>(table + image.hyper);
-  args.grads = nullptr;
   args.grad_scale = launch.grad_scale;
   args.found_inf = launch.found_inf;
+  args.stats = launch.stats;
   args.blocks_done = counter;
-  args.tiles = image.tiles;
-  args.count = image.count;
   args.hyper_columns = static_cast<int32_t>(launch.hyper_columns);
-  if (rows.size() > kSlots)
-    args.grads = reinterpret_cast<const void* const*>(table + image.grads);
-  else
-    for (size_t i = 0; i < rows.size(); ++i) args.grad[i] = rows[i]->data[kGrad];
+  args.grads_after = launch.grads_after;
+  args.ema = launch.ema;
+  args.counts = rows[0]->step != nullptr;
+  fill(args.work, rows, image, table);
   return args;
 }
 
-static void run_rows(const OptimSpec& spec, bool variant, const Launch& launch, int64_t groups, int device,
-                     cudaStream_t stream, const std::vector<const Row*>& rows) {
-  const DType dtype = rows[0]->dtype[kParam];
-  const OptimKernel& kernel = optim_kernel(spec.kernel, variant, dtype);
-  const Image image = image_of(launch, rows, spec.streams(variant), groups, rows.size() > kLargeSlots);
-  KeptTable& kept = table_for({device, stream, &spec, variant, dtype, rows[0]->data[kParam]}, stream);
-  if (kept.resident == 0) kept.resident = resident_blocks(kernel, device);
-  char* memory = kept.table.hold(image, stream);
+static void step_rows(const Launch& launch, const OptimSpec& spec, int variant, int64_t groups, Queue queue,
+                      const Rows& rows, const OptimKernel& kernel) {
+  const Image image = step_image(launch, rows, kState + spec.states(variant) + launch.ema, groups);
+  KeptTable& kept = table_for({queue, &kernel, rows[0]->data[kParam]});
+  if (kept.resident == 0) kept.resident = resident_blocks(kernel, queue.device);
+  char* table = kept.table.hold(image, queue.stream);
   unsigned* counter = kept.table.counter();
-
-  // One block at least: step counters advance also where there is no element.
-  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(image.tiles, 1, kept.resident));
-  if (rows.size() <= kSmallSlots)
-    kernel.small(args_of<kSmallSlots>(launch, rows, image, memory, counter), blocks, stream);
+  const unsigned blocks = blocks_for(image, kept.resident);
+  if (kernel.small && rows.size() <= kSmallSlots)
+    kernel.small(args_of<kSmallSlots>(launch, rows, image, table, counter), blocks, queue.stream);
   else
-    kernel.large(args_of<kLargeSlots>(launch, rows, image, memory, counter), blocks, stream);
+    kernel.large(args_of<kLargeSlots>(launch, rows, image, table, counter), blocks, queue.stream);
   ok(cudaGetLastError(), spec.op);
 }
 
-void run(const OptimSpec& spec, bool variant, const Launch& launch, int64_t groups, int device,
-         cudaStream_t stream) {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  std::vector<const Row*> by_dtype[static_cast<int>(DType::kOther)];
-  for (const Row& row : launch.rows) by_dtype[static_cast<int>(row.dtype[kParam])].push_back(&row);
-  for (const auto& rows : by_dtype)
-    if (!rows.empty()) run_rows(spec, variant, launch, groups, device, stream, rows);
+void step(const Launch& launch, Optimizer which, int variant, int64_t groups, Queue queue) {
+  const OptimSpec& spec = optim_spec(which);
+  if (which >= kOnEveryDevice) fail(spec.op, ": has no CUDA kernel");
+  std::map<const OptimKernel*, Rows> by_kernel;
+  for (const Row& row : launch.rows) {
+    const DType states = spec.states(variant) ? row.dtype[kState] : DType::kOther;
+    by_kernel[&optim_kernel(which, variant, row.dtype[kParam], states)].push_back(&row);
+  }
+  const std::lock_guard lock(tables_mutex());
+  for (const auto& [kernel, rows] : by_kernel) step_rows(launch, spec, variant, groups, queue, rows, *kernel);
+}
+
+// --- gradients alone --------------------------------------------------------------------------------------
+// Where the first parameter lies, if the launch has parameters.
+static const void* first_param(const Launch& launch) {
+  if (launch.rows.empty() || launch.rows[0].data[kParam] == launch.rows[0].data[kGrad]) return nullptr;
+  return launch.rows[0].data[kParam];
+}
+
+// complete(args, table): what the kernel wants besides its rows.
+template <template <int> class Args, class Complete>
+static void run_grads(const GradsKernel<Args>& kernel, const char* op, const Launch& launch, Queue queue,
+                      const Complete& complete) {
+  Rows rows;
+  for (const Row& row : launch.rows) rows.push_back(&row);
+  const Image image = grads_image(rows);
+  const std::lock_guard lock(tables_mutex());
+  DeviceTable& table = table_for({queue, &kernel, first_param(launch)}).table;
+  char* const memory = table.hold(image, queue.stream);
+  const auto start = [&](auto args, auto run) {
+    fill(args.work, rows, image, memory);
+    complete(args, table);
+    run(args, blocks_for(image, kSumBlocks), queue.stream);
+  };
+  if (rows.size() <= kSmallSlots)
+    start(Args<kSmallSlots>{}, kernel.small);
+  else
+    start(Args<kLargeSlots>{}, kernel.large);
+  ok(cudaGetLastError(), op);
+}
+
+void grad_stats(const Launch& launch, double* stats, Queue queue) {
+  run_grads(sum_kernel, "grad_stats", launch, queue, [&](auto& args, DeviceTable& table) {
+    args.grad_scale = launch.grad_scale;
+    args.sums = table.sums();
+    args.blocks_done = table.counter();
+    args.stats = stats;
+  });
+}
+
+void clip_grads(const Launch& launch, const double* stats, double max_norm, Queue queue) {
+  run_grads(clip_kernel, "clip_grads_", launch, queue, [&](auto& args, DeviceTable&) {
+    args.stats = stats;
+    args.max_norm = max_norm;
+  });
 }
 
 }  // namespace onepass::cuda

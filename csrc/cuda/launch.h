@@ -1,17 +1,21 @@
-// Runs an optimizer over a launch on a CUDA device: one kernel for all rows of a dtype.
+// Runs optimizers and what belongs to them over a launch on a CUDA device.
+//
+// Everything is put into a stream, on the current device, and not waited for. Lists come again and again, so
+// their tables are kept, up to 64 of them: known by device, stream, kernel and where the first parameter
+// lies. Throws before the first launch, or where the runtime refuses one.
 #pragma once
-#include <cuda_runtime_api.h>
-
 #include "../common/optim_spec.h"
-#include "../common/plan.h"
+#include "kept.h"
 
 namespace onepass::cuda {
 
-// Works on the current device, in the order of `stream`, without waiting for it. groups: rows of
-// launch.hyper. Steps of one list come again and again, so its table is kept, up to 64 of them; a list is
-// known by device, stream, optimizer, dtype and where its first parameter lies. Throws before the first
-// launch, or where the runtime refuses one.
-void run(const OptimSpec& spec, bool variant, const Launch& launch, int64_t groups, int device,
-         cudaStream_t stream);
+// A step: one kernel for all rows of one dtype of parameters and one of states. groups: rows of launch.hyper.
+void step(const Launch& launch, Optimizer which, int variant, int64_t groups, Queue queue);
+
+// One kernel. stats: [norm of the unscaled gradients, 1 where one of them is not finite, else 0].
+void grad_stats(const Launch& launch, double* stats, Queue queue);
+
+// One kernel: each gradient times what clips the norm in stats[0] to max_norm.
+void clip_grads(const Launch& launch, const double* stats, double max_norm, Queue queue);
 
 }  // namespace onepass::cuda

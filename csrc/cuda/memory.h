@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "../common/check.h"
-#include "table.h"
+#include "image.h"
 
 namespace onepass::cuda {
 
@@ -62,18 +62,20 @@ class DeviceTable {
     return start();
   }
 
-  // A counter that kernels leave at zero.
+  // A counter that kernels leave at zero, and a place for what their blocks leave each other.
   unsigned* counter() { return static_cast<unsigned*>(memory_.get()); }
+  PartialSums* sums() { return reinterpret_cast<PartialSums*>(front() + kCounterBytes); }
 
  private:
   static constexpr int kSlots = 4;
-  static constexpr size_t kCounterBytes = 256;
+  static constexpr size_t kCounterBytes = 256, kFrontBytes = kCounterBytes + sizeof(PartialSums);
   struct Slot {
     PinnedMemory memory;
     Event copied;
   };
 
-  char* start() { return static_cast<char*>(memory_.get()) + kCounterBytes; }
+  char* front() { return static_cast<char*>(memory_.get()); }
+  char* start() { return front() + kFrontBytes; }
 
   // cudaFree waits for the device, so nothing still reads what is let go; rounded up, so that it is seldom.
   void reserve(size_t bytes, cudaStream_t stream) {
@@ -84,7 +86,7 @@ class DeviceTable {
     for (Slot& slot : slots_) slot = {};
     void* memory = nullptr;
     memory_.reset();
-    ok(cudaMalloc(&memory, kCounterBytes + room_), "memory for a table");
+    ok(cudaMalloc(&memory, kFrontBytes + room_), "memory for a table");
     memory_.reset(memory);
     ok(cudaMemsetAsync(memory, 0, kCounterBytes, stream), "clearing a counter");
   }

@@ -41,18 +41,26 @@ __device__ __forceinline__ T* global(void* pointer) {
 template <class S>
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(S));
 
-// One vector from, or to, 16-byte aligned memory: a single 128-bit access. By intrinsics, because nvcc takes
-// a plain one apart into four (seen for sm_100); past L1, where nothing comes to be read again.
-template <class S>
-__device__ __forceinline__ void load_vector(S (&to)[kPerVector<S>], const S* from) {
-  const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from));
-  memcpy(to, &raw, kVectorBytes);
+// n elements, whole vectors, from or to 16-byte aligned memory: a 128-bit access each. By intrinsics, because
+// nvcc takes a plain one apart into four (seen for sm_100); past L1, where nothing comes to be read again.
+template <class S, int n>
+__device__ __forceinline__ void load_vectors(S (&to)[n], const S* from) {
+  static_assert(n % kPerVector<S> == 0);
+#pragma unroll
+  for (int i = 0; i < n; i += kPerVector<S>) {
+    const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from + i));
+    memcpy(to + i, &raw, kVectorBytes);
+  }
 }
-template <class S>
-__device__ __forceinline__ void store_vector(S* to, const S (&from)[kPerVector<S>]) {
-  uint4 raw;
-  memcpy(&raw, from, kVectorBytes);
-  __stcg(reinterpret_cast<uint4*>(to), raw);
+template <class S, int n>
+__device__ __forceinline__ void store_vectors(S* to, const S (&from)[n]) {
+  static_assert(n % kPerVector<S> == 0);
+#pragma unroll
+  for (int i = 0; i < n; i += kPerVector<S>) {
+    uint4 raw;
+    memcpy(&raw, from + i, kVectorBytes);
+    __stcg(reinterpret_cast<uint4*>(to + i), raw);
+  }
 }
 
 }  // namespace onepass::cuda

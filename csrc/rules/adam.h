@@ -1,6 +1,6 @@
 // Adam (Kingma & Ba 2015), AMSGrad (Reddi et al. 2018), AdamW (Loshchilov & Hutter 2019).
 //
-//   g  <- gradient, after Step: unscaled, negated to maximize, plus weight_decay * p unless decoupled
+//   g  <- gradient, after Step: with weight_decay * p unless decoupled
 //   m  <- beta1 * m + (1 - beta1) * g
 //   v  <- beta2 * v + (1 - beta2) * g^2
 //   v' <- v, or with AMSGrad the largest v so far
@@ -17,9 +17,8 @@
 
 namespace onepass {
 
-// One row of the hyperparameter tensor; the columns of onepass.ops.ADAM_HYPER, in its order.
-struct AdamHyper {
-  double lr, beta1, beta2, eps, weight_decay, maximize;
+struct AdamHyper : StepHyper {
+  double beta1, beta2, eps;
 };
 
 template <class Real, bool kDecoupled, bool kAmsgrad>

@@ -14,10 +14,23 @@
 
 namespace onepass {
 
+// One row of the hyperparameter tensor starts with these, whatever the optimizer; a rule's own follow. The
+// columns of onepass.ops.STEP_HYPER, in its order.
+struct StepHyper {
+  double lr, weight_decay, maximize;
+  double l1, ema_decay, max_grad_norm;  // of the whole optimizer: the same in every row
+};
+
 // The larger of two; NaN if either is NaN, as torch.maximum has it.
 template <class T>
 ONEPASS_HD T max_or_nan(T a, T b) {
   return (a > b || a != a) ? a : b;
+}
+
+// -1, 0 or 1; 0 for NaN, as torch.sign has it.
+template <class T>
+ONEPASS_HD T sign(T x) {
+  return (x > T(0) ? T(1) : T(0)) - (x < T(0) ? T(1) : T(0));
 }
 
 // The decay factor of a running average: s <- beta * s + (1 - beta) * x.

@@ -1,12 +1,26 @@
-// Step<Rule>: all that an optimizer step does to one element, in this order, for every optimizer:
+// Step<Rule>: all that the optimizer phase does to one element, in this order, for every optimizer:
 //
-//   unscale the gradient, negate it to maximize, add the L2 term, apply the rule.
+//   g   <- clip / loss scale * gradient          clip = min(1, max_grad_norm / (norm + 1e-6)), as torch has
+//   it g   <- -g to maximize, + weight_decay * p unless the rule decays weights itself, + l1 * sign(p) p   <-
+//   the rule ema <- ema_decay * ema + (1 - ema_decay) * p
 //
-// Clipping, L1 and the average of weights join here, and are then there for every rule.
+// norm is that of all gradients, unscaled: rules/stats.h. The gradient that is written back, where one is, is
+// the one of the first line.
 #pragma once
 #include "rule.h"
 
 namespace onepass {
+
+// What a launch reads once of the loss scale and of the gradients' norm. Where nobody has measured the norm,
+// it is 0 and max_grad_norm is inf.
+struct Scaling {
+  double inv_scale = 1.0, norm = 0.0;
+};
+
+ONEPASS_HD double clip_coefficient(double max_norm, double norm) {
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient > 1.0 ? 1.0 : coefficient;  // NaN stays NaN
+}
 
 template <class Rule>
 struct Step {
@@ -14,21 +28,31 @@ struct Step {
   using Hyper = typename Rule::Hyper;
   static constexpr int kStates = Rule::kStates;
 
-  T grad_factor;  // 1 / loss scale, negative to maximize
-  T l2;
+  T grad_factor, direction;  // the gradient's first line; -1 to maximize, else 1
+  T l2, l1;
+  Decay<T> ema;
   Rule rule;
 
-  static ONEPASS_HD Step make(const Hyper& h, double t, double inv_scale) {
-    return {static_cast<T>(h.maximize != 0 ? -inv_scale : inv_scale), static_cast<T>(h.weight_decay),
-            Rule::make(h, t)};
+  // t is the number of this step, from 1.
+  static ONEPASS_HD Step make(const Hyper& h, double t, const Scaling& scaling) {
+    const double factor = scaling.inv_scale * clip_coefficient(h.max_grad_norm, scaling.norm);
+    return {static_cast<T>(factor),         static_cast<T>(h.maximize != 0 ? -1.0 : 1.0),
+            static_cast<T>(h.weight_decay), static_cast<T>(h.l1),
+            Decay<T>::make(h.ema_decay),    Rule::make(h, t)};
   }
+
+  // The gradient as torch would leave it behind: unscaled and clipped.
+  ONEPASS_HD T clipped(T g) const { return grad_factor * g; }
 
   // a, b, c: the rule's states; those it does not keep are ignored.
   ONEPASS_HD void operator()(T g, T& p, T& a, T& b, T& c) const {
-    g = g * grad_factor;
+    g = direction * clipped(g);
     if constexpr (Rule::kL2) g = g + l2 * p;
+    g = g + l1 * sign(p);
     rule(g, p, a, b, c);
   }
+
+  ONEPASS_HD T average(T average_so_far, T p) const { return ema.keep(average_so_far, ema.rest * p); }
 };
 
 }  // namespace onepass

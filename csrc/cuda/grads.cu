@@ -1,0 +1,18 @@
+// The norm of all gradients, and their clipping, on CUDA.
+#include "grads.cuh"
+
+namespace onepass::cuda {
+
+template <int kSlots>
+static void start_sum(const StatsArgs<kSlots>& args, unsigned blocks, cudaStream_t stream) {
+  sum_grads<kSlots><<<blocks, kThreads, 0, stream>>>(args);
+}
+const GradsKernel<StatsArgs> sum_kernel = {start_sum<kSmallSlots>, start_sum<kLargeSlots>};
+
+template <int kSlots>
+static void start_clip(const ClipArgs<kSlots>& args, unsigned blocks, cudaStream_t stream) {
+  clip_grads<kSlots><<<blocks, kThreads, 0, stream>>>(args);
+}
+const GradsKernel<ClipArgs> clip_kernel = {start_clip<kSmallSlots>, start_clip<kLargeSlots>};
+
+}  // namespace onepass::cuda

@@ -1,0 +1,19 @@
+// The CUDA kernels on gradients alone behind plain functions: what the host part calls.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "table.h"
+
+namespace onepass::cuda {
+
+// Starts so many blocks of a kernel; `small` takes fewer gradients.
+template <template <int> class Args>
+struct GradsKernel {
+  void (*small)(const Args<kSmallSlots>& args, unsigned blocks, cudaStream_t stream);
+  void (*large)(const Args<kLargeSlots>& args, unsigned blocks, cudaStream_t stream);
+};
+
+extern const GradsKernel<StatsArgs> sum_kernel;
+extern const GradsKernel<ClipArgs> clip_kernel;
+
+}  // namespace onepass::cuda
