@@ -54,14 +54,41 @@ def root(x, T: tl.constexpr):
     return tl.sqrt_rn(x) if T.is_fp32() else tl.sqrt(x)
 
 
-# --- Step: all that an optimizer step does to one element, in this order, for every optimizer -------------
-#   unscale the gradient, negate it to maximize, add the L2 term, apply the rule
 @triton.jit
-def step_make(hyper, t, inv_scale, MAKE: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr):
-    """hyper: a row of float64; whatever the rule, its last two columns are weight_decay and maximize."""
-    weight_decay, maximize = tl.load(hyper + COLUMNS - 2), tl.load(hyper + COLUMNS - 1)
-    factor = tl.where(maximize != 0, -inv_scale, inv_scale)
-    return factor.to(T), weight_decay.to(T), MAKE(hyper, t, T)
+def sign(x, T: tl.constexpr):
+    """-1, 0 or 1; 0 for NaN."""
+    return (x > 0).to(T) - (x < 0).to(T)
+
+
+# --- Step: all that the optimizer phase does to one element, in this order, for every optimizer -----------
+#   unscale and clip the gradient, negate it to maximize, add the L2 and the L1 term, apply the rule; then the
+#   average of weights. csrc/rules/step.h has the formulas.
+OWN = tl.constexpr(6)  # where a rule's own columns of hyper start: lr, weight_decay, maximize, l1, ema_decay,
+# max_grad_norm come before
+
+
+@triton.jit
+def clip_coefficient(max_norm, norm, scale):
+    """min(1, max_norm / (norm + 1e-6)) / scale, by a single division: a call each, in float64."""
+    within = max_norm > norm + 1e-6
+    return tl.where(within, 1.0, max_norm) / (tl.where(within, 1.0, norm + 1e-6) * scale)  # NaN stays NaN
+
+
+@triton.jit
+def step_make(hyper, t, scale, norm, MAKE: tl.constexpr, T: tl.constexpr):
+    """hyper: a row of float64. norm: 0 where it was not measured; max_grad_norm is inf then."""
+    factor = clip_coefficient(tl.load(hyper + 5), norm, scale)  # first: little has to be kept over its call
+    weight_decay, maximize, l1 = tl.load(hyper + 1), tl.load(hyper + 2), tl.load(hyper + 3)
+    ema_decay = tl.load(hyper + 4)
+    direction = tl.where(maximize != 0, -1.0, 1.0)
+    ema = decay_make(ema_decay, T)
+    return factor.to(T), direction.to(T), weight_decay.to(T), l1.to(T), ema, MAKE(hyper, t, T)
+
+
+@triton.jit
+def clipped(coefficients, g):
+    """The gradient as torch would leave it behind: unscaled and clipped."""
+    return coefficients[0] * g
 
 
 @triton.jit
@@ -73,24 +100,30 @@ def step(
     b,
     c,
     RULE: tl.constexpr,
-    DECOUPLED: tl.constexpr,
+    L2: tl.constexpr,
     VARIANT: tl.constexpr,
     T: tl.constexpr,
 ):
     """a, b, c: the rule's states; those it does not keep are ignored. Returns p, a, b, c."""
-    factor, l2, rule = coefficients
-    g = g * factor
-    if not DECOUPLED:
-        g = g + l2 * p
-    return RULE(rule, g, p, a, b, c, DECOUPLED, VARIANT, T)
+    g = coefficients[1] * clipped(coefficients, g)
+    if L2:
+        g = g + coefficients[2] * p
+    g = g + coefficients[3] * sign(p, T)
+    return RULE(coefficients[5], g, p, a, b, c, VARIANT, T)
+
+
+@triton.jit
+def average(coefficients, ema, p):
+    hi, lo, rest = coefficients[4]
+    return decay_keep(hi, lo, ema, rest * p)
 
 
 # --- Adam, AMSGrad, AdamW: formula, references and order of rounding in csrc/rules/adam.h -----------------
 @triton.jit
 def adam_make(hyper, t, T: tl.constexpr):
-    """hyper: lr, beta1, beta2, eps, weight_decay, maximize. t: the number of this step, from 1."""
-    lr, beta1, beta2 = tl.load(hyper), tl.load(hyper + 1), tl.load(hyper + 2)
-    eps, weight_decay = tl.load(hyper + 3), tl.load(hyper + 4)
+    """Own columns: beta1, beta2, eps. t: the number of this step, from 1."""
+    lr, weight_decay = tl.load(hyper), tl.load(hyper + 1)
+    beta1, beta2, eps = tl.load(hyper + OWN), tl.load(hyper + OWN + 1), tl.load(hyper + OWN + 2)
     bias1, bias2 = 1.0 - power(beta1, t), 1.0 - power(beta2, t)
     step_size, rsqrt_bias2 = lr / bias1, 1.0 / tl.sqrt(bias2)
     return (
@@ -104,7 +137,7 @@ def adam_make(hyper, t, T: tl.constexpr):
 
 
 @triton.jit
-def adam(
+def _adam(
     coefficients,
     g,
     p,
@@ -127,3 +160,95 @@ def adam(
     update = divide(step_size * exp_avg, root(largest, T) * rsqrt_bias2 + eps, T)
     p = p - (decay * p + update if DECOUPLED else update)  # in one rounding
     return p, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+@triton.jit
+def adam(coefficients, g, p, a, b, c, VARIANT: tl.constexpr, T: tl.constexpr):
+    return _adam(coefficients, g, p, a, b, c, False, VARIANT == 1, T)
+
+
+@triton.jit
+def adamw(coefficients, g, p, a, b, c, VARIANT: tl.constexpr, T: tl.constexpr):
+    return _adam(coefficients, g, p, a, b, c, True, VARIANT == 1, T)
+
+
+# --- SGD: csrc/rules/sgd.h --------------------------------------------------------------------------------
+@triton.jit
+def sgd_make(hyper, t, T: tl.constexpr):
+    """Own columns: momentum, dampening, nesterov."""
+    lr, momentum = tl.load(hyper), tl.load(hyper + OWN)
+    dampening, nesterov = tl.load(hyper + OWN + 1), tl.load(hyper + OWN + 2)
+    keep = tl.where(t == 1, 0.0, momentum)
+    add = tl.where(t == 1, 1.0, 1.0 - dampening)
+    return lr.to(T), keep.to(T), add.to(T), momentum.to(T), nesterov
+
+
+@triton.jit
+def sgd(coefficients, g, p, momentum_buffer, b, c, VARIANT: tl.constexpr, T: tl.constexpr):
+    lr, keep, add, momentum, nesterov = coefficients
+    if VARIANT == 1:
+        momentum_buffer = keep * momentum_buffer + add * g
+        g = tl.where(nesterov != 0, g + momentum * momentum_buffer, momentum_buffer)
+    return p - lr * g, momentum_buffer, b, c
+
+
+# --- RMSprop: csrc/rules/rmsprop.h ------------------------------------------------------------------------
+@triton.jit
+def rmsprop_make(hyper, t, T: tl.constexpr):
+    """Own columns: alpha, eps, momentum."""
+    lr, alpha = tl.load(hyper), tl.load(hyper + OWN)
+    eps, momentum = tl.load(hyper + OWN + 1), tl.load(hyper + OWN + 2)
+    return decay_make(alpha, T), lr.to(T), eps.to(T), momentum.to(T)
+
+
+@triton.jit
+def rmsprop(coefficients, g, p, square_avg, second, third, VARIANT: tl.constexpr, T: tl.constexpr):
+    """second, third: grad_avg if centered, then momentum_buffer with momentum."""
+    alpha, lr, eps, momentum = coefficients
+    hi, lo, rest = alpha
+    square_avg = decay_keep(hi, lo, square_avg, rest * g * g)
+    variance = square_avg
+    if VARIANT % 2 == 1:
+        second = decay_keep(hi, lo, second, rest * g)
+        variance = variance - second * second
+        variance = tl.where(variance < 0, 0.0, variance)  # NaN stays NaN
+    update = divide(g, root(variance, T) + eps, T)
+    if VARIANT == 2:
+        second = momentum * second + update
+        update = second
+    if VARIANT == 3:
+        third = momentum * third + update
+        update = third
+    return p - lr * update, square_avg, second, third
+
+
+# --- AdaGrad: csrc/rules/adagrad.h ------------------------------------------------------------------------
+@triton.jit
+def adagrad_make(hyper, t, T: tl.constexpr):
+    """Own columns: lr_decay, eps."""
+    lr, lr_decay, eps = tl.load(hyper), tl.load(hyper + OWN), tl.load(hyper + OWN + 1)
+    return (lr / (1.0 + (t - 1.0) * lr_decay)).to(T), eps.to(T)
+
+
+@triton.jit
+def adagrad(coefficients, g, p, total, b, c, VARIANT: tl.constexpr, T: tl.constexpr):
+    lr, eps = coefficients
+    total = total + g * g
+    return p - divide(lr * g, root(total, T) + eps, T), total, b, c
+
+
+# --- Lion: csrc/rules/lion.h ------------------------------------------------------------------------------
+@triton.jit
+def lion_make(hyper, t, T: tl.constexpr):
+    """Own columns: beta1, beta2."""
+    lr, weight_decay = tl.load(hyper), tl.load(hyper + 1)
+    beta1, beta2 = tl.load(hyper + OWN), tl.load(hyper + OWN + 1)
+    return beta1.to(T), (1.0 - beta1).to(T), lr.to(T), (lr * weight_decay).to(T), decay_make(beta2, T)
+
+
+@triton.jit
+def lion(coefficients, g, p, exp_avg, b, c, VARIANT: tl.constexpr, T: tl.constexpr):
+    beta1, rest1, lr, decay, beta2 = coefficients
+    hi2, lo2, rest2 = beta2
+    p = p - (decay * p + lr * sign(beta1 * exp_avg + rest1 * g, T))
+    return p, decay_keep(hi2, lo2, exp_avg, rest2 * g), b, c

@@ -17,17 +17,18 @@ from .transfer import writing
 TICKET = tl.constexpr(0)  # how many programs are done; 0 between launches
 FOUND_INF = tl.constexpr(1)
 GRAD_SCALE = tl.constexpr(2)
-HYPER = tl.constexpr(3)  # where the rows of hyperparameters start
-HEADER = tl.constexpr(4)
+STATS = tl.constexpr(3)
+HYPER = tl.constexpr(4)  # where the rows of hyperparameters start
+HEADER = tl.constexpr(5)
 # Columns.
 FIRST = tl.constexpr(0)  # the first tile of a row
 NUMEL = tl.constexpr(1)
-GROUP = tl.constexpr(2)
+GROUP = tl.constexpr(2)  # of gradients alone: their dtype, see grads.py
 FLAGS = tl.constexpr(3)
 STEP = tl.constexpr(4)  # a pointer, as all that follow
 PARAM = tl.constexpr(5)
 GRAD = tl.constexpr(6)
-STATE = tl.constexpr(7)  # and as many more as the rule has states
+STATE = tl.constexpr(7)  # and as many more as the rule has states; then the average of weights
 # Flags.
 IS_ALIGNED = tl.constexpr(1)  # every stream starts on a 16-byte boundary
 STEP_IS_FLOAT64 = tl.constexpr(2)  # else float32
@@ -38,24 +39,29 @@ def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
 
 
 def columns(
-    streams: Sequence[Sequence[Tensor]], steps: Sequence[Tensor], groups: Sequence[int], block: int
+    streams: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    groups: Sequence[int],
+    block: int,
 ) -> np.ndarray:
     """The columns, as an array [columns, count + 1].
 
     Args:
-        streams: lists of parameters, gradients, states. The tensors of a row are dense and laid out alike.
+        streams: lists of parameters, gradients, states, averages of weights, or of gradients alone. The
+            tensors of a row are dense and laid out alike.
+        steps: empty where nobody counts.
         block: elements in a tile.
     """
-    count = len(steps)
+    count = len(streams[0])
     out = np.zeros((PARAM.value + len(streams), count + 1), np.int64)
     rows = out[:, :count]
     rows[NUMEL.value] = np.fromiter(map(Tensor.numel, streams[0]), np.int64, count)
     rows[GROUP.value] = groups
-    rows[STEP.value] = _addresses(steps)
+    rows[STEP.value] = _addresses(steps) if steps else 0
     for i, tensors in enumerate(streams):
         rows[PARAM.value + i] = _addresses(tensors)
     aligned = (rows[PARAM.value :] % 16 == 0).all(axis=0)
-    wide = np.fromiter((t.dtype == torch.float64 for t in steps), bool, count)
+    wide = np.fromiter((t.dtype == torch.float64 for t in steps), bool, count) if steps else 0
     rows[FLAGS.value] = aligned * IS_ALIGNED.value + wide * STEP_IS_FLOAT64.value
     out[FIRST.value, 1:] = np.cumsum(-(-rows[NUMEL.value] // block))
     return out
@@ -64,9 +70,10 @@ def columns(
 def build(
     columns: np.ndarray,
     hyper: Tensor,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
     device: torch.device,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> Tensor:
     """The table on the device, in the order of the current stream. Whoever launches keeps it until then."""
     behind = HEADER.value + columns.size
@@ -76,6 +83,7 @@ def build(
         host[TICKET.value] = 0
         host[FOUND_INF.value] = 0 if found_inf is None else found_inf.data_ptr()
         host[GRAD_SCALE.value] = 0 if grad_scale is None else grad_scale.data_ptr()
+        host[STATS.value] = 0 if stats is None else stats.data_ptr()
         host[HYPER.value] = table.data_ptr() + behind * 8 if travels else hyper.data_ptr()
         host[HEADER.value : behind] = columns.ravel()
         if travels:

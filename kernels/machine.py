@@ -1,0 +1,32 @@
+"""How kernels are cut for a machine: elements in a tile, programs at a time, threads in a warp."""
+
+import os
+from functools import cache
+from typing import Any
+
+import torch
+
+THREADS = 128  # of a program
+PROGRAMS = 4  # of a multiprocessor: as many as 128 registers a thread leave room for
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton when it is imported, so also here
+
+
+def block_of(dtype: torch.dtype) -> int:
+    """Elements in a tile: 8 a thread, of float64 4. The interpreter is as quick with 4096 as with one."""
+    if INTERPRETED:
+        return 4096
+    return THREADS * (4 if dtype == torch.float64 else 8)
+
+
+@cache
+def programs_of(device: torch.device) -> tuple[int, int]:
+    """(programs at a time, threads in a warp). The interpreter's are few, but several."""
+    if device.type == "cpu":
+        return PROGRAMS, 32
+    properties = torch.cuda.get_device_properties(device)
+    return PROGRAMS * properties.multi_processor_count, properties.warp_size
+
+
+def options(warp: int) -> dict[str, Any]:
+    """For the compiler. warp: threads in one."""
+    return {"num_warps": THREADS // warp, "enable_fp_fusion": True}
