@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import call_checks
-from .ops import OPS, Op
+from .ops import BY_NAME, OPS, Op
 
 # Built with the package or not at all. A build that is there but does not load is an error, not a fallback.
 _C: Any = importlib.import_module("onepass._C") if importlib.util.find_spec("onepass._C") else None
@@ -41,8 +41,8 @@ def _load_cuda() -> str | None:
         return f"built, but torch {torch.__version__} is not a torch for CUDA"
     torch.ops.load_library(spec.origin)
     if _C is not None:
-        run = ctypes.CDLL(spec.origin).onepass_cuda_run
-        _C.use_cuda_driver(ctypes.cast(run, ctypes.c_void_p).value)
+        driver = ctypes.c_char.in_dll(ctypes.CDLL(spec.origin), "onepass_cuda_driver")
+        _C.use_cuda_driver(ctypes.addressof(driver))
     return None
 
 
@@ -58,13 +58,18 @@ def _checked(op: Op, path: str) -> Callable:
 
 
 def _fake(op: Op) -> Callable:
-    check = getattr(call_checks, op.check)
-    return lambda *args, **kwargs: check(op, *args, **kwargs, values=False)
+    check, fake = getattr(call_checks, op.check), getattr(call_checks, op.fake)
+
+    def run(*args, **kwargs):
+        check(op, *args, **kwargs, values=False)
+        return fake(*args, **kwargs)
+
+    return run
 
 
 def check(name: str, *args: Any, **kwargs: Any) -> None:
     """Raises what a call of this op with these arguments would raise, without making it."""
-    op = next(op for op in OPS if op.name == name)
+    op = BY_NAME[name]
     getattr(call_checks, op.check)(op, *args, **kwargs, values=True)
 
 
@@ -73,11 +78,12 @@ def _register() -> torch.library.Library:
     each device that nothing else does; C++ kernels register themselves when their library is loaded."""
     library = torch.library.Library("onepass", "DEF")
     for op in OPS:
-        library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(op.name, _checked(op, op.reference), "CompositeExplicitAutograd")
-        if op.triton and _has_triton() and without_cuda is not None:
-            library.impl(op.name, _checked(op, op.triton), "CUDA")
-        torch.library.register_fake(f"onepass::{op.name}", _fake(op), lib=library)
+        for name, schema in op.overloads.items():
+            library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+            library.impl(name, _checked(op, op.reference), "CompositeExplicitAutograd")
+            if op.triton and _has_triton() and without_cuda is not None:
+                library.impl(name, _checked(op, op.triton), "CUDA")
+            torch.library.register_fake(f"onepass::{name}", _fake(op), lib=library)
     return library
 
 
@@ -123,8 +129,10 @@ def _put_first(backend: str) -> torch.library.Library:
         for op in OPS:
             path = op.triton if backend == "triton" else op.reference
             for device in ("cpu", "cuda"):
-                if path and serves(backend, device):
-                    library.impl(op.name, _checked(op, path), device.upper(), allow_override=True)
+                if not path or not serves(backend, device):
+                    continue
+                for name in op.overloads:
+                    library.impl(name, _checked(op, path), device.upper(), allow_override=True)
     return library
 
 

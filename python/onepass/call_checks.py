@@ -1,4 +1,8 @@
-"""An op's call, checked: one function an argument list, named by the `check` column of the table."""
+"""An op's call, checked: one function an argument list, named by the `check` column of the table; and what an
+op returns, as fake tensors, named by the `fake` column.
+
+`values`: look at memory and hyperparameters too, which a fake tensor does not have.
+"""
 
 import torch
 from torch import Tensor
@@ -6,40 +10,86 @@ from torch import Tensor
 from . import checks
 
 
-def adam(
+def optimizer(op, params: list[Tensor], grads: list[Tensor], *rest, values: bool, **keywords) -> None:
+    """rest: the states, emas, steps, hyper and groups, as the schema has them."""
+    *states, emas, steps, hyper, groups = rest
+    by_name = dict(zip(op.states, states, strict=True))
+    lists = {"params": params, "grads": grads}
+    lists |= {name: by_name[name] for i, name in enumerate(op.states) if i < op.required or by_name[name]}
+    if emas:
+        lists["emas"] = emas
+    count = len(params) if op.counts == "always" or (op.counts == "maybe" and steps) else 0
+
+    checks.check_lengths(op.name, lists, len(params))
+    checks.check_lengths(op.name, {"steps": steps}, count)
+    checks.check_lengths(op.name, {"groups": groups}, len(params))
+    here = params[0].device if params else torch.device("cpu")
+    checks.check_hyper(op.name, hyper, len(op.hyper), here)
+    if values:
+        checks.check_storage(f"{op.name}: hyper", hyper)
+        if hyper.device.type == "cpu":  # elsewhere reading it would wait for the device
+            checks.check_hyper_values(op.name, op.hyper, hyper)
+    checks.check_groups(op.name, groups, hyper.shape[0])
+    _scalars(op, here, values, **keywords)
+    for i in range(len(params)):
+        row = {name: tensors[i] for name, tensors in lists.items()}
+        checks.check_row(op.name, i, row, here, values, op.single)
+        if keywords.get("grads_after", 0):
+            checks.check_written(f"{op.name}: grads[{i}]", grads[i])
+        if count:
+            checks.check_step(op.name, i, steps[i], params[i], values)
+    if values:
+        checks.check_apart(op.name, params)
+
+
+def _scalars(
     op,
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    hyper: Tensor,
-    groups: list[int],
+    here: torch.device,
+    values: bool,
     *,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    values: bool,
+    stats: Tensor | None = None,
+    grads_after: int = 0,
 ) -> None:
-    """values: look at memory and hyperparameters too, which a fake tensor does not have."""
-    name, here = op.name, params[0].device if params else torch.device("cpu")
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    if max_exp_avg_sqs:
-        lists["max_exp_avg_sqs"] = max_exp_avg_sqs
-    lists["steps"] = steps
-
-    checks.check_lengths(name, {**lists, "groups": groups})
-    checks.check_hyper(name, hyper, len(op.hyper), here)
-    if values:
-        checks.check_storage(f"{name}: hyper", hyper)
-        if hyper.device.type == "cpu":  # elsewhere reading it would wait for the device
-            checks.check_adam_values(name, hyper)
-    checks.check_groups(name, groups, hyper.shape[0])
-    for scalar, t in (("grad_scale", grad_scale), ("found_inf", found_inf)):
-        checks.check_scalar(name, scalar, t, here)
+    for name, t in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+        checks.check_scalar(op.name, name, t, here)
         if values:
-            checks.check_storage(f"{name}: {scalar}", t)
-    for i in range(len(params)):
-        checks.check_row(name, i, {key: tensors[i] for key, tensors in lists.items()}, here, values)
+            checks.check_storage(f"{op.name}: {name}", t)
+    _stats(op, stats, here, values)
+    checks.check_grads_after(op.name, grads_after)
+
+
+def _stats(op, stats: Tensor | None, here: torch.device, values: bool) -> None:
+    checks.check_stats(op.name, stats, here)
     if values:
-        checks.check_apart(name, params)
+        checks.check_storage(f"{op.name}: stats", stats)
+
+
+def _grads(op, grads: list[Tensor], written: bool, values: bool) -> torch.device:
+    here = grads[0].device if grads else torch.device("cpu")
+    for i, g in enumerate(grads):
+        checks.check_grad(op.name, i, g, here)
+        if written:
+            checks.check_written(f"{op.name}: grads[{i}]", g)
+        if values:
+            checks.check_storage(f"{op.name}: grads[{i}]", g)
+    return here
+
+
+def grad_stats(op, grads: list[Tensor], *, grad_scale: Tensor | None = None, values: bool) -> None:
+    here = _grads(op, grads, False, values)
+    _scalars(op, here, values, grad_scale=grad_scale)
+
+
+def clip_grads(op, grads: list[Tensor], stats: Tensor, max_norm: float, *, values: bool) -> None:
+    _stats(op, stats, _grads(op, grads, True, values), values)
+
+
+def nothing(*_args, **_kwargs) -> None:
+    """What an op that only writes its arguments returns."""
+
+
+def new_stats(grads: list[Tensor], **_kwargs) -> Tensor:
+    device = grads[0].device if grads else torch.device("cpu")
+    return torch.empty(2, dtype=torch.float64, device=device)

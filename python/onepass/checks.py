@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .ops import Column
+
 SERVED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
 
@@ -25,24 +27,41 @@ def _shape(t: Tensor) -> str:
     return str(list(t.shape))
 
 
-def _check_stream(op: str, name: str, i: int, t: Tensor, param: Tensor) -> None:
-    arg, here = f"{op}: {name}[{i}]", f"params[{i}]"
+def _wanted_dtypes(name: str, row: Mapping[str, Tensor]) -> tuple[tuple[torch.dtype, ...], str]:
+    """The dtypes that a tensor of a row may have, and why."""
+    param = row["params"].dtype
+    why = f"for {param} parameters"
+    if name in ("params", "grads"):
+        return (param,), why
+    if name == "emas":  # moves by little at a time: never kept in a half dtype
+        return (torch.float32 if param in HALF else param,), why
+    first = next(key for key in row if key not in ("params", "grads"))
+    if name != first:
+        return (row[first].dtype,), "as the first state"
+    return ((torch.float64,) if param == torch.float64 else (torch.float32, torch.bfloat16)), why
+
+
+def _check_stream(op: str, name: str, i: int, row: Mapping[str, Tensor]) -> None:
+    arg, here, t, param = f"{op}: {name}[{i}]", f"params[{i}]", row[name], row["params"]
     if t.device != param.device:
         _fail(arg, " is on another device than ", here)
     if t.shape != param.shape:
         _fail(arg, " has shape ", _shape(t), ", expected ", _shape(param), " as ", here)
-    state = name not in ("params", "grads")
-    wanted = torch.float32 if state and param.dtype in HALF else param.dtype
-    if t.dtype != wanted:
-        _fail(arg, " has dtype ", _name(t.dtype), ", expected ", wanted, f" for {param.dtype} parameters")
+    wanted, why = _wanted_dtypes(name, row)
+    if t.dtype not in wanted:
+        _fail(arg, " has dtype ", _name(t.dtype), ", expected ", " or ".join(map(str, wanted)), " ", why)
+    if name != "grads":
+        check_written(arg, t)
+
+
+def check_written(arg: str, t: Tensor) -> None:
+    """What is written has one address an element."""
     repeated = any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
-    if name != "grads" and repeated and t.numel() > 0:
+    if repeated and t.numel() > 0:
         _fail(arg, " has several elements at one address: it cannot be written")
 
 
-def check_lengths(op: str, lists: Mapping[str, Sequence[object]]) -> None:
-    """All lists as long as params."""
-    wanted = len(lists["params"])
+def check_lengths(op: str, lists: Mapping[str, Sequence[object]], wanted: int) -> None:
     for name, entries in lists.items():
         if len(entries) != wanted:
             _fail(op, ": ", name, " has ", len(entries), " entries, expected ", wanted, " as params")
@@ -64,15 +83,32 @@ def check_groups(op: str, groups: Sequence[int], rows: int) -> None:
             _fail(f"{op}: groups[{i}] is {group}, but hyper has {rows} rows")
 
 
+def _where(here: torch.device) -> object:
+    return "the CPU" if here.type == "cpu" else here
+
+
 def check_scalar(op: str, name: str, t: Tensor | None, here: torch.device) -> None:
     if t is not None and (t.numel() != 1 or t.dtype != torch.float32 or t.device != here):
-        where = "the CPU" if here.type == "cpu" else here
-        _fail(op, ": ", name, " has to be one torch.float32 element on ", where)
+        _fail(op, ": ", name, " has to be one torch.float32 element on ", _where(here))
 
 
-def check_row(op: str, i: int, row: Mapping[str, Tensor], here: torch.device, memory: bool) -> None:
-    """One parameter and all that goes with it. row: params, grads, the states, steps.
-    memory: look for freed storage too."""
+def check_stats(op: str, t: Tensor | None, here: torch.device) -> None:
+    if t is not None and (
+        t.shape != (2,) or t.stride() != (1,) or t.dtype != torch.float64 or t.device != here
+    ):
+        _fail(op, ": stats has to be a contiguous torch.float64 tensor [2] on ", _where(here))
+
+
+def check_grads_after(op: str, grads_after: int) -> None:
+    if grads_after not in (0, 1, 2):
+        _fail(op, ": grads_after is ", grads_after, ", expected 0 (keep), 1 (zero) or 2 (write)")
+
+
+def check_row(
+    op: str, i: int, row: Mapping[str, Tensor], here: torch.device, memory: bool, single: bool
+) -> None:
+    """One parameter and all that goes with it. row: params, grads, the states, emas.
+    memory: look for freed storage too. single: the op is for float32 alone."""
     param = row["params"]
     if param.dtype not in SERVED:
         _fail(
@@ -81,29 +117,41 @@ def check_row(op: str, i: int, row: Mapping[str, Tensor], here: torch.device, me
         )
     if param.device != here:
         _fail(f"{op}: params[{i}] is on another device than params[0]")
+    if single and param.dtype != torch.float32:
+        _fail(f"{op}: params[{i}] has dtype ", _name(param.dtype), ", expected torch.float32")
     for name, t in row.items():
-        if name == "steps":
-            _check_step(op, i, t, param)
-        else:
-            _check_stream(op, name, i, t, param)
+        _check_stream(op, name, i, row)
         if memory:
             check_storage(f"{op}: {name}[{i}]", t)
 
 
-def _check_step(op: str, i: int, step: Tensor, param: Tensor) -> None:
+def check_grad(op: str, i: int, grad: Tensor, here: torch.device) -> None:
+    """A gradient that comes without its parameter."""
+    if grad.dtype not in SERVED:
+        _fail(
+            f"{op}: grads[{i}] has a dtype that is not served, ",
+            "expected torch.float32, float64, bfloat16 or float16",
+        )
+    if grad.device != here:
+        _fail(f"{op}: grads[{i}] is on another device than grads[0]")
+
+
+def check_step(op: str, i: int, step: Tensor, param: Tensor, memory: bool) -> None:
     if step.device != param.device:
         _fail(f"{op}: steps[{i}] is on another device than params[{i}]")
     if step.numel() != 1:
         _fail(f"{op}: steps[{i}] has shape {_shape(step)}, expected one element")
     if step.dtype not in (torch.float32, torch.float64):
         _fail(f"{op}: steps[{i}] has dtype {_name(step.dtype)}, expected torch.float32 or torch.float64")
+    if memory:
+        check_storage(f"{op}: steps[{i}]", step)
 
 
 def check_apart(op: str, params: Sequence[Tensor]) -> None:
     """Two rows over the same memory would be updated side by side, in no order."""
     seen: dict[int, int] = {}
     for i, param in enumerate(params):
-        if param.numel() > 0:
+        if param.numel() > 0 and param.data_ptr() != 0:  # 0: without memory, as on the meta device
             first = seen.setdefault(param.data_ptr(), i)
             if first != i:
                 _fail(f"{op}: params[{i}] is the same memory as params[{first}]")
@@ -122,15 +170,10 @@ def freed(t: Tensor) -> bool:
     return t.untyped_storage().nbytes() < (last + 1) * t.element_size()
 
 
-def check_adam_values(op: str, hyper: Tensor) -> None:
+def check_hyper_values(op: str, columns: Sequence[Column], hyper: Tensor) -> None:
     """The rows of hyper; each comparison is written so that NaN fails."""
-    for g, (lr, beta1, beta2, eps, weight_decay, _) in enumerate(hyper.tolist()):
-        for good, what, value in (
-            (lr >= 0, "learning rate", lr),
-            (0 <= beta1 < 1, "beta parameter at index 0", beta1),
-            (0 <= beta2 < 1, "beta parameter at index 1", beta2),
-            (eps >= 0, "epsilon value", eps),
-            (weight_decay >= 0, "weight_decay value", weight_decay),
-        ):
-            if not good:
-                _fail(f"{op}: hyper[{g}]: Invalid {what}: {value:g}")
+    for g, row in enumerate(hyper.tolist()):
+        for column, value in zip(columns, row, strict=True):
+            good = value >= 0 and (column.below is None or value < column.below)
+            if column.what and not good:
+                _fail(f"{op}: hyper[{g}]: Invalid {column.what}: {value:g}")

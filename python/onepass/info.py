@@ -113,7 +113,7 @@ def _support_table(ops: list[dict[str, Any]]) -> Any:
 
     table = Table(title="Ops", title_justify="left", title_style="bold")
     for column in ("op", "what it does", *DEVICES):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "op")
     table.add_column("bytes per\nfp32 element", justify="right")
     for row in ops:
         served = [", ".join(row["backends"][device]) for device in DEVICES]

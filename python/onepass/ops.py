@@ -5,54 +5,182 @@ has a schema, a reference, checks, a case, a benchmark and a line of doc, and th
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-# The columns of an optimizer's hyperparameter tensor; the order of the structs in csrc/rules/.
-ADAM_HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "maximize")
 
-_ADAM = (
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor hyper, int[] groups, *, "
-    "Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
+@dataclass(frozen=True)
+class Column:
+    """One column of a hyperparameter tensor: 0 <= value, and value < below where there is such a bound."""
+
+    name: str
+    what: str | None = None  # torch's word for it in an error; None: a switch, any value
+    below: float | None = None
+
+
+# An optimizer's hyperparameter tensor starts with these columns, whatever the optimizer; its own follow. The
+# order of the structs in csrc/rules/, the bounds of csrc/common/optim_spec.h.
+STEP_HYPER = (
+    Column("lr", "learning rate"),
+    Column("weight_decay", "weight_decay value"),
+    Column("maximize"),
+    Column("l1", "l1 value"),
+    Column("ema_decay", "ema_decay value", below=1),
+    Column("max_grad_norm", "max_grad_norm value"),
 )
+_BETA1 = Column("beta1", "beta parameter at index 0", below=1)
+_BETA2 = Column("beta2", "beta parameter at index 1", below=1)
+_EPS = Column("eps", "epsilon value")
+_MOMENTUM = Column("momentum", "momentum value")
 
 
 @dataclass(frozen=True)
 class Op:
     name: str
     schema: str  # arguments and results, in torch's schema language
+    writing: str  # of the overload `writing`, "" where there is none: also writes what the other only reads
     doc: str  # one line: the support table's
     reference: str  # module:function in plain PyTorch
     check: str  # function of onepass.call_checks: metadata (fakes), then values (reference)
-    hyper: tuple[str, ...]  # columns of its hyperparameter tensor, () where it has none
-    cpp: tuple[str, ...]  # dispatch keys that have a C++ kernel
-    triton: str | None  # module:function in kernels/, None until there is one
-    bytes_per_element: int  # moved by a float32 call: streams read + written, 4 bytes each
+    bytes_per_element: int  # moved by a float32 call with no option: streams read + written, 4 bytes each
     bench: str  # `python -m onepass bench <this>` times it
+    triton: str | None  # module:function in kernels/, None until there is one
+    fake: str = "nothing"  # function of onepass.call_checks: an op's results as fake tensors
+    cpp: tuple[str, ...] = ("CPU", "CUDA")  # dispatch keys that have a C++ kernel
+    hyper: tuple[Column, ...] = ()  # columns of its hyperparameter tensor, () where it has none
+    states: tuple[str, ...] = ()  # an optimizer's lists of states; the optional ones come last
+    required: int = 0  # how many of them are always kept
+    single: bool = False  # for float32 parameters alone
+    counts: str = "always"  # steps; or "never", or "maybe": where a call has step counters
 
+    @property
+    def overloads(self) -> dict[str, str]:
+        """Schemas by the name of the op with its overload's."""
+        writing = {f"{self.name}.writing": self.writing} if self.writing else {}
+        return {self.name: self.schema, **writing}
+
+
+def _schema(states: tuple[str, ...], writing: bool) -> str:
+    """writing: gradients are written too. torch.compile copies what a schema says is written, so that a step
+    which leaves them alone has a schema that says so."""
+    lists = "".join(f"Tensor({chr(ord('c') + i)}!)[] {name}, " for i, name in enumerate(states))
+    return (
+        f"(Tensor(a!)[] params, Tensor{'(b!)' if writing else ''}[] grads, {lists}Tensor(y!)[] emas, "
+        "Tensor(z!)[] steps, Tensor hyper, int[] groups, *, Tensor? grad_scale=None, "
+        f"Tensor? found_inf=None, Tensor? stats=None{', int grads_after' if writing else ''}) -> ()"
+    )
+
+
+def _optimizer(
+    name: str,
+    doc: str,
+    own: tuple[Column, ...],
+    states: tuple[str, ...],
+    required: int,
+    bytes_per_element: int,
+    counts: str = "always",
+    reference: str = "",
+    everywhere: bool = True,
+) -> Op:
+    """reference: the op whose reference this one shares. everywhere: not on the CPU and in float32 alone."""
+    return Op(
+        name=name,
+        schema=_schema(states, writing=False),
+        writing=_schema(states, writing=True),
+        doc=doc,
+        reference=f"onepass.reference.optim:{reference or name}",
+        check="optimizer",
+        bytes_per_element=bytes_per_element,
+        bench="optim",
+        triton=f"onepass.kernels.optim:{name}" if everywhere else None,
+        cpp=("CPU", "CUDA") if everywhere else ("CPU",),
+        single=not everywhere,
+        hyper=STEP_HYPER + own,
+        states=states,
+        required=required,
+        counts=counts,
+    )
+
+
+_ADAM: dict[str, Any] = {
+    "own": (_BETA1, _BETA2, _EPS),
+    "states": ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
+    "required": 2,
+    "bytes_per_element": 28,
+}
 
 OPS = (
-    Op(
-        name="adam_",
-        schema=_ADAM,
-        doc="Adam step over lists of tensors, any number of groups; AMSGrad where max_exp_avg_sqs is given",
-        reference="onepass.reference.optim:adam_",
-        check="adam",
-        hyper=ADAM_HYPER,
-        cpp=("CPU", "CUDA"),
-        triton="onepass.kernels.optim:adam_",
-        bytes_per_element=28,
-        bench="optim",
+    _optimizer("adam_", "Adam step; AMSGrad given max_exp_avg_sqs", **_ADAM),
+    _optimizer("adamw_", "AdamW step (decoupled weight decay); AMSGrad given max_exp_avg_sqs", **_ADAM),
+    _optimizer(
+        "sgd_",
+        "SGD step; with momentum, dampening and Nesterov's given momentum_buffers (20 bytes)",
+        own=(_MOMENTUM, Column("dampening"), Column("nesterov")),
+        states=("momentum_buffers",),
+        required=0,
+        bytes_per_element=12,
+        counts="maybe",
+    ),
+    _optimizer(
+        "rmsprop_",
+        "RMSprop step; centered given grad_avgs, with momentum given momentum_buffers (8 bytes more each)",
+        own=(Column("alpha", "alpha value"), _EPS, _MOMENTUM),
+        states=("square_avgs", "grad_avgs", "momentum_buffers"),
+        required=1,
+        bytes_per_element=20,
+    ),
+    _optimizer(
+        "adagrad_",
+        "AdaGrad step",
+        own=(Column("lr_decay", "lr_decay value"), _EPS),
+        states=("sums",),
+        required=1,
+        bytes_per_element=20,
+    ),
+    _optimizer(
+        "lion_",
+        "Lion step",
+        own=(_BETA1, _BETA2),
+        states=("exp_avgs",),
+        required=1,
+        bytes_per_element=20,
+        counts="never",
+    ),
+    _optimizer(
+        "adam_as_torch_",
+        "Adam step in the order of rounding of torch's fused CPU kernel",
+        reference="adam_",
+        everywhere=False,
+        **_ADAM,
+    ),
+    _optimizer(
+        "adamw_as_torch_",
+        "AdamW step in the order of rounding of torch's fused CPU kernel",
+        reference="adamw_",
+        everywhere=False,
+        **_ADAM,
     ),
     Op(
-        name="adamw_",
-        schema=_ADAM,
-        doc="AdamW step (decoupled weight decay) over lists of tensors, any number of groups",
-        reference="onepass.reference.optim:adamw_",
-        check="adam",
-        hyper=ADAM_HYPER,
-        cpp=("CPU", "CUDA"),
-        triton="onepass.kernels.optim:adamw_",
-        bytes_per_element=28,
+        name="grad_stats",
+        schema="(Tensor[] grads, *, Tensor? grad_scale=None) -> Tensor",
+        writing="",
+        doc="norm of all unscaled gradients, and whether one is inf or NaN, in one read",
+        reference="onepass.reference.grads:grad_stats",
+        check="grad_stats",
+        fake="new_stats",
+        bytes_per_element=4,
         bench="optim",
+        triton="onepass.kernels.grads:grad_stats",
+    ),
+    Op(
+        name="clip_grads_",
+        schema="(Tensor(a!)[] grads, Tensor stats, float max_norm) -> ()",
+        writing="",
+        doc="gradients scaled down to max_norm, given their stats; untouched where they are within it",
+        reference="onepass.reference.grads:clip_grads_",
+        check="clip_grads",
+        bytes_per_element=8,
+        bench="optim",
+        triton="onepass.kernels.grads:clip_grads_",
     ),
 )
+BY_NAME = {op.name: op for op in OPS}

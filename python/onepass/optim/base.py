@@ -3,46 +3,86 @@
 A step takes one of three ways, group by group:
   plan    eager mode with the C++ kernels of a device: one call into C++ for all tensors of all groups
   op      torch.ops.onepass.*: other devices, tensor subclasses, under torch.compile, other backends
-  torch   what no kernel serves (plans.served says what): torch's own function
+  torch   what no kernel serves (plans.served says what): torch's own step
 """
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _get_scalar_dtype
 
-from .. import backends, checks
-from . import packed
+from .. import backends
 from .call import Call
 from .hooks import hooked
-from .plans import PLAIN, Plans, served
+from .init import inherited_init, with_signature
+from .phase import on_each_device, refuse
+from .plans import Plans, served
+from .state import States
+
+Calls = dict[tuple[str, tuple[int, bool], torch.device], Call]
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(States):
     """Put before a torch.optim class: keeps its constructor and state_dict, replaces its step().
 
-    A subclass names its states in `_state_names`, in the order of its op, and writes `_variant`, `_hyper` and
-    `_torch_step`.
+    A subclass names its states in `_state_names`, in the order of its op, how many of them are `_required`,
+    and writes `_variant` and `_rule_hyper`.
     """
 
-    _state_names: tuple[str, ...]
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler then leaves unscaling and skipping to the step
+    _torch_step: Callable[..., Any] | None = None  # torch's own step(), without hooks
     _plans: "Plans | None" = None  # None: to be built by the next step
+    _stats: "dict[torch.device, Tensor]"  # what the last step measured, by device
+    _found_inf: "Tensor | None" = None  # what the last step was told
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        torch_class: Any = next((c for c in cls.__mro__ if c.__module__.startswith("torch.optim.")), None)
+        if torch_class not in (None, torch.optim.Optimizer):
+            cls._torch_step = inspect.unwrap(torch_class.step)
+            init = vars(cls).get("__init__", inherited_init(cls))
+            cls.__init__ = with_signature(init, torch_class)  # type: ignore[method-assign]
+
+    def __init__(
+        self,
+        *args: Any,
+        max_grad_norm: float | None = None,
+        l1: float = 0.0,
+        ema_decay: float | None = None,
+        zero_grads_in_step: bool = False,
+        write_grads: bool = False,
+        state: str = "fp32",
+        **kwargs: Any,
+    ) -> None:
+        """torch's arguments, then, keyword-only, those of Phase and the dtype of the moments.
+
+        Args:
+            state: "fp32": float32, whatever the parameter's dtype (float64 for float64 parameters). "bf16":
+                half of their memory and traffic, at a hundredth of their precision.
+        """
+        self._set_phase(
+            state,
+            max_grad_norm=max_grad_norm,
+            l1=l1,
+            ema_decay=ema_decay,
+            zero_grads_in_step=zero_grads_in_step,
+            write_grads=write_grads,
+        )
+        self._stats = {}
+        super().__init__(*args, **kwargs)
 
     # --- what a subclass says of itself -----------------------------------------------------------------
-    def _variant(self, group: dict[str, Any]) -> tuple[str, bool]:
-        """The op that steps this group, and whether it keeps the rule's optional last state."""
+    def _rule_hyper(self, group: dict[str, Any]) -> list[Any]:
+        """The op's own hyperparameters, in the order of its columns; floats or one-element tensors."""
         raise NotImplementedError
 
     def _hyper(self, group: dict[str, Any]) -> list[Any]:
-        """The group's hyperparameters in the order of the op's columns; floats or one-element tensors."""
-        raise NotImplementedError
-
-    def _torch_step(self, group: dict[str, Any], lists: tuple[list[Tensor], ...], has_complex: bool) -> None:
-        """torch's own functional step, on the lists that torch's _init_group filled."""
-        raise NotImplementedError
+        """A row of the op's hyperparameters: the columns of ops.STEP_HYPER, then the rule's own."""
+        shared = [group["lr"], group["weight_decay"], group.get("maximize", False)]
+        return [*shared, *self._phase_hyper(), *self._rule_hyper(group)]
 
     # --- the step ---------------------------------------------------------------------------------------
     @hooked
@@ -58,158 +98,175 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._eager_step()
         return loss
 
-    def _eager_step(self) -> None:
-        plans, hypers = self._plans, [self._hyper(group) for group in self.param_groups]
-        if plans is None or not plans.fit(self) or not plans.gather(hypers):
-            plans = self._new_plans(hypers)
-        if plans.rest:
-            rest = [self.param_groups[i] for i in plans.rest]
-            self._check_capture(rest)
-            with torch.set_grad_enabled(self.defaults["differentiable"]):
-                self._op_step(rest, alone=len(rest) == len(self.param_groups))
-        if plans.on_cuda:
-            self._accelerator_graph_capture_health_check()
-        plans.run(*self._scaling())
+    @property
+    def last_grad_norm(self) -> Tensor | None:
+        """The norm of all unscaled gradients before the last step, a new one-element tensor on the device;
+        None where max_grad_norm was not given."""
+        stats = self._stats_of_last()
+        return None if stats is None else stats[0].to(self._norm_dtype(), copy=True)
+
+    @property
+    def last_skipped(self) -> Tensor:
+        """Was the last step skipped for inf or NaN? A new bool tensor of one element on the device."""
+        stats = self._stats_of_last()
+        device = self.param_groups[0]["params"][0].device if stats is None else stats.device
+        skipped = torch.zeros((), dtype=torch.bool, device=device) if stats is None else stats[1] != 0
+        return skipped if self._found_inf is None else skipped | (self._found_inf.to(device).reshape(()) != 0)
+
+    def _stats_of_last(self) -> Tensor | None:
+        return next(iter(self._stats.values()), None)
+
+    def _norm_dtype(self) -> torch.dtype:
+        exact = any(p.dtype == torch.float64 for group in self.param_groups for p in group["params"])
+        return torch.float64 if exact else torch.float32
 
     def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
-        """Loss scale and overflow flag, as torch.amp.GradScaler leaves them with an optimizer made with
-        fused=True: it then neither unscales the gradients nor decides about the step itself."""
+        """Loss scale and overflow flag, as torch.amp.GradScaler leaves them."""
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
-    def _new_plans(self, hypers: list[list[Any]]) -> Plans:
+    def _eager_step(self) -> None:
+        self._refuse_swapped()
+        after, plans = self._grads_after(), self._plans
+        hypers = [self._hyper(group) for group in self.param_groups]
+        if plans is None or not plans.fit(self) or not plans.gather(hypers, after):
+            plans = self._new_plans(hypers, after)
+        grad_scale, self._found_inf = self._scaling()
+        if plans.rest:
+            return self._mixed_step(plans)
+        if plans.on_cuda:
+            self._check_capture()
+        self._stats = {} if self.max_grad_norm is None else on_each_device(plans.grad_stats(grad_scale))
+        plans.run(grad_scale, self._found_inf, self._stats)
+
+    def _mixed_step(self, plans: Plans) -> None:
+        """Some groups have no plan."""
+        rest = [self.param_groups[i] for i in plans.rest]
+        if plans.on_cuda or any(p.device.type != "cpu" for g in rest for p in g["params"]):
+            self._check_capture()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            self._op_step(rest, plans)
+
+    def _check_capture(self) -> None:
+        """torch's check for an argument that not all optimizers have; those without may be captured."""
+        if all("capturable" in group for group in self.param_groups):
+            self._accelerator_graph_capture_health_check()
+
+    def _new_plans(self, hypers: list[list[Any]], after: int) -> Plans:
         """Plans for what is there now, checked and ready to run. Raises what is wrong with a tensor."""
         self._plans = None
         with torch.no_grad():
             self._check_all()
             plans = Plans(self)
-        if not plans.gather(hypers):
+        if not plans.gather(hypers, after):
             return Plans(self, use=False)  # a negative bit, say: the ops take what plans do not
         self._plans = plans
         return plans
 
-    def _op_step(self, groups: list[dict[str, Any]], alone: bool = True) -> None:
-        """alone: nothing else is done in this step, so that one op's own checks come before any write."""
+    def _op_step(self, groups: list[dict[str, Any]], plans: Plans | None = None) -> None:
+        """Steps these groups through ops, and torch's code; then runs the plans of all others."""
         calls, others = self._collect(groups)
-        if not torch.compiler.is_compiling() and not (alone and len(calls) + len(others) == 1):
-            for (op, _, _), call in calls.items():
-                backends.check(op, *call.arguments())
-        for group, lists, has_complex in others:
-            self._torch_step(group, lists, has_complex)
+        planned = plans is not None and len(plans) > 0
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (planned or len(calls) + len(others) > 1):
+            for (op, _, _), call in calls.items():  # alone, an op's own checks come before any write
+                backends.check(op, *call.arguments(), **call.options(self._grads_after()))
+        grad_scale, found_inf = self._scaling()
+        stats = {} if self.max_grad_norm is None else self._measure(calls, plans, grad_scale)
+        if others:
+            self._step_by_torch(others, grad_scale, found_inf)
         for (op, _, device), call in calls.items():
-            scaling = [None if t is None else t.to(device, torch.float32) for t in self._scaling()]
-            getattr(torch.ops.onepass, op)(*call.arguments(), grad_scale=scaling[0], found_inf=scaling[1])
-            if not torch.compiler.is_compiling():
-                torch.autograd.graph.increment_version(call.lists[0])
+            call.run(op, device, grad_scale, found_inf, stats.get(device), self._grads_after())
+        if not compiling:
+            self._stats, self._found_inf = stats, found_inf
+        if plans is not None and planned:
+            plans.run(grad_scale, found_inf, stats)
 
-    def _collect(self, groups: list[dict[str, Any]]) -> tuple[dict[Any, Call], list[Any]]:
-        """What these groups need: op calls by (op, variant, device), and steps through torch's functions."""
-        calls: dict[Any, Call] = defaultdict(Call)
+    def _measure(self, calls: Calls, plans: Plans | None, grad_scale: Tensor | None) -> dict[Any, Tensor]:
+        """What is to be known of all gradients, on each device that needs to know it."""
+        by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for (_, _, device), call in calls.items():
+            by_device[device] += call.grads
+        parts = [self._grad_stats(grads, grad_scale) for grads in by_device.values()]
+        parts += [] if plans is None else plans.grad_stats(grad_scale)
+        if not parts:  # no gradients
+            here = self.param_groups[0]["params"][0].device
+            parts = [torch.zeros(2, dtype=torch.float64, device=here)]
+        return on_each_device(parts)
+
+    @staticmethod
+    def _grad_stats(grads: list[Tensor], grad_scale: Tensor | None) -> Tensor:
+        scale = None if grad_scale is None else grad_scale.to(grads[0].device, torch.float32)
+        return torch.ops.onepass.grad_stats(grads, grad_scale=scale)
+
+    def _step_by_torch(
+        self, groups: list[dict[str, Any]], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """torch's own step over these groups alone. It knows no loss scale: that waits for the device."""
+        if not self._is_plain():
+            refuse(type(self).__name__, "complex, sparse, differentiable and doubly listed")
+        if self._torch_step is None:
+            raise RuntimeError(
+                f"{type(self).__name__} serves float32, float64, bfloat16 and float16 parameters, each once"
+            )
+        if found_inf is not None and found_inf.item() != 0:
+            return
+        if grad_scale is not None:
+            scale = grad_scale.item()
+            for p in (p for group in groups for p in group["params"] if p.grad is not None):
+                p.grad.div_(scale)
+        scaling: dict[str, Any] = {
+            name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__
+        }
+        whole, self.param_groups = self.param_groups, groups
+        try:
+            self._torch_step()
+        finally:
+            self.param_groups = whole
+            self.__dict__.update(scaling)
+
+    def _collect(self, groups: list[dict[str, Any]]) -> tuple[Calls, list[dict[str, Any]]]:
+        """What these groups need: op calls by (op, variant, device), and groups for torch's own step."""
+        calls: Calls = defaultdict(Call)
         others = []
         for group in groups:
-            lists: tuple[list[Tensor], ...] = tuple([] for _ in range(3 + len(self._state_names)))
-            has_complex = self._init_group(group, *lists)
-            if not lists[0]:
+            if not served(group) or self._has_sparse(group):
+                others.append(group)
                 continue
-            if not served(group):
-                others.append((group, lists, has_complex))
-                continue
-            op, _ = variant = self._variant(group)
+            lists: tuple[list[Tensor], ...] = tuple([] for _ in range(4 + len(self._state_names)))
+            self._init_group(group, *lists)
+            op, optional, counts = self._variant(group)
             for device in {p.device for p in lists[0]}:
-                calls[op, variant, device].add(lists, self._hyper(group), device)
+                calls[op, (optional, counts), device].add(lists, self._hyper(group), device)
         return calls, others
 
     def _check_all(self) -> None:
         """Raises what is wrong with any tensor, in the words of the op, and leaves everything as it was."""
-        fresh = [p for group in self.param_groups for p in group["params"] if not self.state.get(p)]
+        before = {p: dict(self.state[p]) for p in list(self.state)}
         try:
-            for group in self.param_groups:
-                if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients, "
-                        "please consider SparseAdam instead"
-                    )
             calls, _ = self._collect(self.param_groups)
             for (op, _, _), call in calls.items():
-                backends.check(op, *call.arguments())
+                backends.check(op, *call.arguments(), **call.options(self._grads_after()))
         except BaseException:
-            for p in fresh:
-                self.state.pop(p, None)
+            for p in list(self.state):
+                if p not in before:
+                    del self.state[p]
+                elif self.state[p].keys() != before[p].keys():
+                    self.state[p] = before[p]
             raise
-
-    def _check_capture(self, groups: list[dict[str, Any]]) -> None:
-        if any(p.device.type != "cpu" for g in groups for p in g["params"]):
-            self._accelerator_graph_capture_health_check()
-
-    def _names(self, variant: tuple[str, bool]) -> list[str]:
-        """The states that an op keeps under this variant."""
-        _, optional = variant
-        return list(self._state_names if optional else self._state_names[:-1])
-
-    # --- the state --------------------------------------------------------------------------------------
-    def _state_dtype(self, p: Tensor) -> torch.dtype:
-        return torch.float32 if p.dtype in checks.HALF else p.dtype
-
-    def _init_states(self, group: dict[str, Any]) -> None:
-        """Zero states and step counters, as torch makes them, for parameters with a gradient and no state."""
-        new = [
-            p for p in group["params"] if p.grad is not None and not p.grad.is_sparse and not self.state[p]
-        ]
-        names, step_dtype = self._names(self._variant(group)), _get_scalar_dtype(is_fused=group["fused"])
-        small = [p for p in new if type(p) in PLAIN and packed.packable(p)]
-        if len(small) < packed.MANY or torch.compiler.is_compiling():
-            small = []
-        for dtype in {self._state_dtype(p) for p in small}:
-            self._init_packed([p for p in small if self._state_dtype(p) == dtype], names, dtype, step_dtype)
-        for p in new:
-            if self.state[p]:
-                continue
-            self.state[p]["step"] = torch.zeros((), dtype=step_dtype, device=p.device)
-            for name in names:
-                zeros = torch.zeros_like(p, dtype=self._state_dtype(p), memory_format=torch.preserve_format)
-                self.state[p][name] = zeros
-
-    def _init_packed(
-        self, params: list[Tensor], names: list[str], dtype: torch.dtype, step_dtype: torch.dtype
-    ) -> None:
-        for p, step in zip(params, packed.zero_scalars(len(params), step_dtype), strict=True):
-            self.state[p]["step"] = step
-        for name in names:
-            for p, zeros in zip(params, packed.zeros_like(params, dtype), strict=True):
-                self.state[p][name] = zeros
-
-    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
-        if served(group):
-            self._init_states(group)
-        return super()._init_group(group, *lists)  # type: ignore[misc]  # of the torch class beside us
 
     # --- torch's surroundings ---------------------------------------------------------------------------
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         self._plans = None
+        if self._moments != "fp32" and any(p.dtype == torch.float64 for p in self.param_groups[-1]["params"]):
+            del self.param_groups[-1]
+            raise ValueError("state='bf16' is for float32, bfloat16 and float16 parameters, not for float64")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **self._phase_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plans = None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state_dict of ours or of torch's. Moments of half parameters stay, or become, float32."""
-        seen: dict[str, Any] = {}
-        # After the user's hooks on the way in, before them on the way out.
-        before = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
-        after = self.register_load_state_dict_post_hook(lambda _: self._keep_precision(seen), prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-
-    def _keep_precision(self, loaded: dict[str, Any]) -> None:
-        """torch casts a loaded state to its parameter's dtype: take it from what was loaded instead."""
-        ids = [i for group in loaded["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, params, strict=True):
-            for name, value in loaded["state"].get(i, {}).items():
-                if name == "step":
-                    self.state[p][name] = self.state[p][name].to(p.device)
-                elif p.dtype in checks.HALF and name in self._state_names:
-                    self.state[p][name] = value.to(dtype=self._state_dtype(p), device=p.device)
+        self._stats = {}
+        self._found_inf = None

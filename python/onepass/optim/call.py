@@ -5,16 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .phase import KEPT
+
 
 class Call:
-    """The arguments of one op call: the groups of one op, variant and device, joined."""
+    """One op call: the groups of one op, variant and device, joined."""
 
     def __init__(self) -> None:
         self.lists: list[list[Tensor]] = []
         self.rows: list[list[Any]] = []
         self.groups: list[int] = []
 
+    @property
+    def grads(self) -> list[Tensor]:
+        return self.lists[1]
+
     def add(self, lists: tuple[list[Tensor], ...], row: list[Any], device: torch.device) -> None:
+        """lists: as the op has them; one that is empty has no entry for any parameter."""
         here = [i for i, p in enumerate(lists[0]) if p.device == device]
         self.lists = self.lists or [[] for _ in lists]
         for mine, theirs in zip(self.lists, lists, strict=True):
@@ -24,6 +31,36 @@ class Call:
 
     def arguments(self) -> tuple[Any, ...]:
         return *self.lists, self.hyper(), self.groups
+
+    @staticmethod
+    def options(grads_after: int) -> dict[str, Any]:
+        return {} if grads_after == KEPT else {"grads_after": grads_after}
+
+    def run(
+        self,
+        op: str,
+        device: torch.device,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        stats: Tensor | None,
+        grads_after: int,
+    ) -> None:
+        grad_scale, found_inf = (
+            None if t is None else t.to(device, torch.float32) for t in (grad_scale, found_inf)
+        )
+        overloads = getattr(torch.ops.onepass, op)
+        step = overloads.default if grads_after == KEPT else overloads.writing
+        step(
+            *self.arguments(),
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            stats=stats,
+            **self.options(grads_after),
+        )
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(self.lists[0])
+            if grads_after != KEPT:
+                torch.autograd.graph.increment_version(self.grads)
 
     def hyper(self) -> Tensor:
         """One float64 tensor [groups, columns], made without a host sync."""

@@ -18,9 +18,9 @@ _LINE = 64  # bytes: where a tensor starts
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-def packable(p: Tensor) -> bool:
-    """Small, on the CPU, and without gaps, so that a state can lie just like it."""
-    return p.device.type == "cpu" and 0 < p.numel() <= SMALL and _order(p) is not None
+def packable(p: Tensor, dtype: torch.dtype) -> bool:
+    """Small, on the CPU, and without gaps, so that a state of this dtype can lie just like it."""
+    return dtype in _NUMPY and p.device.type == "cpu" and 0 < p.numel() <= SMALL and _order(p) is not None
 
 
 def zeros_like(params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -22,7 +22,7 @@ def served(group: dict[str, Any]) -> bool:
     """
     params = group["params"]
     return (
-        not group["differentiable"]
+        not group.get("differentiable", False)
         and all(p.dtype in checks.SERVED and not p.is_sparse for p in params)
         and not any(is_traceable_wrapper_subclass(p) for p in params)
         and len({_place(p) for p in params}) == len(params)
@@ -42,8 +42,8 @@ def plan_device(group: dict[str, Any]) -> torch.device | None:
     if len(devices) != 1 or not all(type(p) in PLAIN and not p.is_neg() for p in params):
         return None
     (device,) = devices
-    hyper = (group["lr"], *group.get("betas", ()))
-    if device.type != "cpu" and any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in hyper):
+    tensors = [x for x in (*group.values(), *group.get("betas", ())) if isinstance(x, torch.Tensor)]
+    if device.type != "cpu" and any(x.device.type != "cpu" for x in tensors):
         return None  # reading it would wait for the device; the op's kernel reads it there
     return device if backends.optim_plan(device.type) else None
 
@@ -53,7 +53,7 @@ class Plans:
 
     def __init__(self, owner: "FusedOptimizer", use: bool = True) -> None:
         self._key = self._key_of(owner)
-        indices_of: dict[tuple[tuple[str, bool], torch.device], list[int]] = defaultdict(list)
+        indices_of: dict[tuple[tuple[str, int, bool], torch.device], list[int]] = defaultdict(list)
         for i, group in enumerate(owner.param_groups if use else ()):
             device = plan_device(group) if group["params"] and served(group) else None
             if device is not None:
@@ -65,32 +65,52 @@ class Plans:
         planned = {i for _, indices, _ in self._plans for i in indices}
         self.rest = [i for i in range(len(owner.param_groups)) if i not in planned]
         self.on_cuda = any(device.type != "cpu" for _, _, device in self._plans)
+        # One pair of numbers a plan, written by every step that measures its gradients.
+        self._stats = [torch.zeros(2, dtype=torch.float64, device=device) for _, _, device in self._plans]
+
+    def __len__(self) -> int:
+        return len(self._plans)
 
     @staticmethod
     def _plan(
-        owner: "FusedOptimizer", variant: tuple[str, bool], device: torch.device, indices: list[int]
+        owner: "FusedOptimizer", variant: tuple[str, int, bool], device: torch.device, indices: list[int]
     ) -> Any:
         plan_class = backends.optim_plan(device.type)
         assert plan_class is not None
-        names = owner._names(variant)
-        return plan_class(*variant, owner.param_groups, indices, owner.state, names, device.index)
+        op, optional, counts = variant
+        averages = owner._averages()
+        names = owner._names(optional) + (["ema"] if averages else [])
+        return plan_class(
+            op, optional, owner.param_groups, indices, owner.state, names, averages, counts, device.index
+        )
 
     @staticmethod
     def _key_of(owner: "FusedOptimizer") -> Any:
         """What the choice of plans hangs on. What a plan itself compares at every step is not in it."""
-        flags = [(owner._variant(group), group["differentiable"]) for group in owner.param_groups]
-        return backends.changes(), id(owner.state), id(owner.param_groups), flags
+        flags = [(owner._variant(group), group.get("differentiable", False)) for group in owner.param_groups]
+        return backends.changes(), id(owner.state), id(owner.param_groups), owner._averages(), flags
 
     def fit(self, owner: "FusedOptimizer") -> bool:
         return self._key == self._key_of(owner)
 
-    def gather(self, hypers: list[list[Any]]) -> bool:
-        return all(
-            plan.gather([float(x) for i in served for x in hypers[i]]) for plan, served, _ in self._plans
-        )
+    def gather(self, hypers: list[list[Any]], grads_after: int) -> bool:
+        return all(plan.gather([hypers[i] for i in served], grads_after) for plan, served, _ in self._plans)
 
-    def run(self, grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
+    def grad_stats(self, grad_scale: torch.Tensor | None) -> list[torch.Tensor]:
+        """Measures the gradients of each plan."""
+        for (plan, _, device), stats in zip(self._plans, self._stats, strict=True):
+            scale = None if grad_scale is None else grad_scale.to(device, torch.float32)
+            plan.grad_stats(0 if scale is None else scale.data_ptr(), stats.data_ptr())
+        return self._stats
+
+    def run(
+        self,
+        grad_scale: torch.Tensor | None,
+        found_inf: torch.Tensor | None,
+        stats: dict[torch.device, torch.Tensor],
+    ) -> None:
         """Scaling is read on each plan's device, by the kernel."""
         for plan, _, device in self._plans:
             here = [None if t is None else t.to(device, torch.float32) for t in (grad_scale, found_inf)]
-            plan.run(*(0 if t is None else t.data_ptr() for t in here))
+            measured = stats.get(device)
+            plan.run(*(0 if t is None else t.data_ptr() for t in (*here, measured)))

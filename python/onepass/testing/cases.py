@@ -5,17 +5,17 @@ device (they are drawn on the CPU) and the same memory layout, so that two backe
 separate inputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..ops import ADAM_HYPER
+from ..ops import OPS
 from . import layouts
-from .layouts import Layout
+from .grad_cases import CLIP, STATS, clip_grads, grad_stats
+from .optim_cases import optimizer, variant_names
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -32,152 +32,109 @@ class Case:
         return self.build(torch.Generator().manual_seed(seed), dtype, device)
 
 
-# --- Adam and AdamW ---------------------------------------------------------------------------------------
-# Steps of 1e-2 on parameters of 0.1: large enough to move bfloat16, whose neighbours are up to 0.8 % apart.
-_ADAM_ROW = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "maximize": 0.0}
-
+# --- optimizers -------------------------------------------------------------------------------------------
 # Below, at and above the widths of a vector, of an unrolled loop, of a tile and of the cut between threads.
 _ODD = [(n,) for n in (1, 3, 7, 8, 15, 16, 17, 63, 64, 65, 257, 1000, 4099)]
 _IMAGES = [(4, 3, 5, 7), (8, 16, 3, 3)]
 _MATRICES = [(5, 7), (33, 64), (3, 1), (1, 9), (2, 3, 300)]
-
-
-def adam_hyper(rows: Sequence[Mapping[str, float]]) -> Tensor:
-    """The op's float64 tensor [len(rows), 6]; what a row does not name is _ADAM_ROW's."""
-    values = [[{**_ADAM_ROW, **row}[name] for name in ADAM_HYPER] for row in rows]
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def adam(
-    rng: torch.Generator,
-    dtype: torch.dtype,
-    device: str,
-    *,
-    shapes: Sequence[tuple[int, ...]] = ((64, 33), (33,), (10, 64), (10,)),
-    rows: Sequence[Mapping[str, float]] = ({},),
-    amsgrad: bool = False,
-    steps: Sequence[float] = (7,),
-    step_dtype: torch.dtype = torch.float32,
-    first: bool = False,
-    spoil: Sequence[float] = (),
-    grad_scale: float | None = None,
-    found_inf: float | None = None,
-    scalar_shape: tuple[int, ...] = (),
-    params: Layout = layouts.dense,
-    grads: Layout = layouts.dense,
-    states: Layout = layouts.dense,
-) -> Call:
-    """One call of adam_ or adamw_.
-
-    Args:
-        shapes: of the parameters. Parameter i belongs to group i % len(rows) and has done
-            steps[i % len(steps)] steps so far.
-        rows: hyperparameters of each group, where they differ from _ADAM_ROW.
-        first: the states are zero, as before a first step.
-        spoil: values put into the gradients at scattered places.
-        scalar_shape: of the step counters, grad_scale and found_inf: () or (1,).
-        params, grads, states: the memory layout of these lists.
-    """
-    state_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    done = [steps[i % len(steps)] for i in range(len(shapes))]
-
-    def drawn(
-        draw: Callable, dtype: torch.dtype, scales: Sequence[float], offset: float = 0.0
-    ) -> list[Tensor]:
-        values = [draw(shape, generator=rng, dtype=torch.float64) + offset for shape in shapes]
-        return [(t * s).to(device=device, dtype=dtype) for t, s in zip(values, scales, strict=True)]
-
-    def so_far(beta: float) -> list[float]:
-        """How much of a running average has come together after this many steps."""
-        return [0.0 if first else 1 - beta ** (t + 1) for t in done]
-
-    def squares() -> list[Tensor]:
-        """Running averages of squared gradients of size 0.1; none so small that only eps is left."""
-        return drawn(torch.rand, state_dtype, [0.02 * share for share in so_far(0.999)], offset=0.05)
-
-    def scalar(value: float | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        return None if value is None else torch.full(scalar_shape, value, dtype=dtype, device=device)
-
-    gradients = drawn(torch.randn, dtype, [0.1 * (grad_scale or 1.0)] * len(shapes))
-    for i, value in enumerate(spoil):  # one tensor after another, ever further from its start
-        flat = gradients[i % len(gradients)].view(-1)
-        flat[7 * i % flat.numel()] = value
-    return {
-        "params": params(drawn(torch.randn, dtype, [0.1] * len(shapes))),
-        "grads": grads(gradients),
-        "exp_avgs": states(drawn(torch.randn, state_dtype, [0.05 * share for share in so_far(0.9)])),
-        "exp_avg_sqs": states(squares()),
-        "max_exp_avg_sqs": states(squares()) if amsgrad else [],
-        "steps": [scalar(t, step_dtype) for t in done],
-        "hyper": adam_hyper(rows),
-        "groups": [i % len(rows) for i in range(len(shapes))],
-        "grad_scale": scalar(grad_scale),
-        "found_inf": scalar(found_inf),
-    }
-
-
+_SMALL = [(3, 5), (17,), (1,), (300,), (8, 8)]
 _GROUPS: tuple[dict[str, float], ...] = (
     {},
     {"lr": 2e-2, "weight_decay": 0.5, "maximize": 1.0},
-    {"lr": 5e-3, "beta1": 0.95, "beta2": 0.98, "eps": 1e-3, "weight_decay": 0.0},
-    {"beta1": 0.0, "beta2": 0.5},
-    {"lr": 0.0, "beta2": 0.0},
+    {"lr": 5e-3, "beta1": 0.95, "beta2": 0.98, "eps": 1e-3, "weight_decay": 0.0, "lr_decay": 0.1},
+    {"beta1": 0.0, "beta2": 0.5, "alpha": 0.5, "momentum": 0.5, "dampening": 0.5},
+    {"lr": 0.0, "beta2": 0.0, "nesterov": 1.0},
 )
 _BAD = (float("inf"), float("-inf"), float("nan"))
+_FEW: dict[str, tuple[torch.dtype, ...]] = {
+    # Enough elements for eight threads to have work, so not in every dtype.
+    "threads": (torch.float32, torch.bfloat16),
+    # float16 has no such numbers.
+    "tiny": (torch.float32, torch.float64, torch.bfloat16),
+    # float64 parameters keep float64 states.
+    "bf16_states": (torch.float32, torch.bfloat16, torch.float16),
+    "bf16_states_phase": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
+def _all(layout: layouts.Layout) -> dict[str, layouts.Layout]:
+    return {"params": layout, "grads": layout, "states": layout}
+
 
 # Weight decay stays out of a first step: where weight_decay * p all but cancels the gradient, a zero state
 # leaves nothing but the rounding of their sum, and the update lr * g / |g| makes that large.
-_ADAM: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "amsgrad": {"amsgrad": True},
+_NO_DECAY = ({"weight_decay": 0.0},)
+
+# What a step does around its rule. Every optimizer has these.
+_PHASE: dict[str, dict[str, Any]] = {
     "groups": {"rows": _GROUPS, "shapes": [(40, 3), (5,), (65,), (7, 9), (12,), (33, 2), (1,)]},
-    "groups_amsgrad": {"rows": _GROUPS, "shapes": [(40, 3), (5,), (65,), (7, 9), (12,)], "amsgrad": True},
     "odd_sizes": {"shapes": _ODD},
-    "odd_sizes_amsgrad": {"shapes": _ODD, "amsgrad": True},
     "empty_and_0_dim": {"shapes": [(0,), (), (3,), (0, 5), (1,), (2, 0, 4)]},
     "no_tensors": {"shapes": []},
-    "threads": {"shapes": [(41_003,), (17,), (90_000,), (5,)], "steps": (3, 4)},
-    "channels_last": {
-        "shapes": _IMAGES,
-        "params": layouts.channels_last,
-        "grads": layouts.channels_last,
-        "states": layouts.channels_last,
-    },
-    "transposed": {
-        "shapes": _MATRICES,
-        "params": layouts.transposed,
-        "grads": layouts.transposed,
-        "states": layouts.transposed,
-    },
-    "sliced": {
-        "shapes": _MATRICES,
-        "params": layouts.every_second,
-        "grads": layouts.every_second,
-        "states": layouts.every_second,
-    },
-    "param_sliced": {"shapes": _MATRICES, "params": layouts.every_second, "amsgrad": True},
-    "grad_channels_last": {"shapes": _IMAGES, "grads": layouts.channels_last},
     "grad_transposed": {"shapes": _MATRICES, "grads": layouts.transposed},
-    "grad_sliced": {"shapes": _MATRICES, "grads": layouts.every_second},
+    "sliced": {"shapes": _MATRICES, **_all(layouts.every_second)},
+    "misaligned": {"shapes": _SMALL, **_all(layouts.one_buffer)},
+    "first_step": {"steps": (0,), "first": True, "rows": _NO_DECAY},
+    "scaled": {"grad_scale": 1024.0},
+    "skipped": {"grad_scale": 1024.0, "found_inf": 1.0, "spoil": _BAD, "ema": True},
+    "inf_and_nan": {"spoil": _BAD * 9},
+    "l1": {"rows": ({"l1": 0.05},)},
+    "ema": {"ema": True},
+    "zeroed": {"grads_after": 1},
+    "counted": {"step_counters": True, "rows": ({"dampening": 0.5},), "steps": (0, 1, 7)},
+    "written": {"grads_after": 2, "grad_scale": 8.0, "rows": ({"maximize": 1.0},)},
+    "clipped": {"rows": ({"max_grad_norm": 0.7},), "stats": (1.9, 0.0)},
+    "not_clipped": {"rows": ({"max_grad_norm": 2.5},), "stats": (1.9, 0.0)},
+    "skipped_by_stats": {"stats": (float("inf"), 1.0), "spoil": _BAD, "ema": True, "grads_after": 2},
+    "skipped_and_zeroed": {"stats": (1.0, 1.0), "spoil": _BAD, "grads_after": 1, "found_inf": 0.0},
+    "phase": {
+        "shapes": _ODD,
+        "rows": (
+            {"max_grad_norm": 0.7, "l1": 0.01, "lr": 2e-2},
+            {"max_grad_norm": 0.7, "l1": 0.01, "lr": 3e-2},
+        ),
+        "grad_scale": 1024.0,
+        "found_inf": 0.0,
+        "stats": (3.0, 0.0),
+        "ema": True,
+        "grads_after": 1,
+    },
+    "phase_sliced": {
+        "shapes": _MATRICES,
+        "ema": True,
+        "grads_after": 2,
+        "rows": ({"max_grad_norm": 0.7},),
+        "stats": (3.0, 0.0),
+        **_all(layouts.every_second),
+    },
+    "phase_misaligned": {"shapes": _SMALL, "ema": True, "grads_after": 1, **_all(layouts.one_buffer)},
+    # With a beta2 of 0.999 an average of squares would not move by as much as bfloat16 can tell.
+    "bf16_states": {"shapes": _ODD, "bf16_states": True, "rows": ({"beta2": 0.9},)},
+    "bf16_states_phase": {
+        "bf16_states": True,
+        "rows": ({"beta2": 0.9},),
+        "ema": True,
+        "grads_after": 2,
+        "grad_scale": 4.0,
+    },
+}
+# What only the memory of a step decides, whatever its rule: tried with Adam, for all.
+_MEMORY: dict[str, dict[str, Any]] = {
+    "groups_amsgrad": {"rows": _GROUPS, "shapes": [(40, 3), (5,), (65,), (7, 9), (12,)], "variant": 1},
+    "odd_sizes_amsgrad": {"shapes": _ODD, "variant": 1},
+    "threads": {"shapes": [(41_003,), (17,), (90_000,), (5,)], "steps": (3, 4)},
+    "channels_last": {"shapes": _IMAGES, **_all(layouts.channels_last)},
+    "transposed": {"shapes": _MATRICES, **_all(layouts.transposed)},
+    "param_sliced": {"shapes": _MATRICES, "params": layouts.every_second, "variant": 1},
+    "grad_channels_last": {"shapes": _IMAGES, "grads": layouts.channels_last},
+    "grad_sliced": {"shapes": _MATRICES, "grads": layouts.every_second, "grads_after": 1},
     "grad_same_rows": {"shapes": _MATRICES, "grads": layouts.same_rows},
     "grad_one_value": {"shapes": _MATRICES, "grads": layouts.one_value},
-    "states_transposed": {"shapes": _MATRICES, "states": layouts.transposed, "amsgrad": True},
-    "misaligned": {
-        "shapes": [(3, 5), (17,), (1,), (300,), (8, 8)],
-        "params": layouts.one_buffer,
-        "grads": layouts.one_buffer,
-        "states": layouts.one_buffer,
-    },
+    "states_transposed": {"shapes": _MATRICES, "states": layouts.transposed, "variant": 1, "ema": True},
     "grad_misaligned": {"shapes": _ODD, "grads": layouts.one_buffer},
-    "first_step": {"steps": (0,), "first": True, "rows": ({"weight_decay": 0.0},)},
-    "many_steps": {"steps": (0, 1, 99, 100_000), "rows": ({"weight_decay": 0.0},)},
-    "many_steps_float64": {
-        "steps": (0, 1, 99, 100_000),
-        "step_dtype": torch.float64,
-        "rows": ({"weight_decay": 0.0},),
-    },
-    "scaled": {"grad_scale": 1024.0},
-    "scaled_oddly": {"grad_scale": 3.0, "amsgrad": True},
+    "many_steps": {"steps": (0, 1, 99, 100_000), "rows": _NO_DECAY},
+    "many_steps_float64": {"steps": (0, 1, 99, 100_000), "step_dtype": torch.float64, "rows": _NO_DECAY},
+    "scaled_oddly": {"grad_scale": 3.0, "variant": 1},
     "scaled_finite": {"grad_scale": 1024.0, "found_inf": 0.0},
     "scalars_of_one_dim": {
         "shapes": [(), (5,)],
@@ -185,12 +142,37 @@ _ADAM: dict[str, dict[str, Any]] = {
         "grad_scale": 2.0,
         "found_inf": 0.0,
     },
-    "skipped": {"grad_scale": 1024.0, "found_inf": 1.0, "spoil": _BAD, "amsgrad": True},
-    "inf_and_nan": {"spoil": _BAD * 9},
-    "inf_and_nan_amsgrad": {"spoil": _BAD * 9, "amsgrad": True},
+    "inf_and_nan_amsgrad": {"spoil": _BAD * 9, "variant": 1},
 }
-# Enough elements for eight threads to have work, so not in every dtype.
-_FEW = {"threads": (torch.float32, torch.bfloat16)}
-_ADAM_CASES = tuple(Case(n, partial(adam, **settings), _FEW.get(n, FLOATS)) for n, settings in _ADAM.items())
 
-CASES: dict[str, tuple[Case, ...]] = {"adam_": _ADAM_CASES, "adamw_": _ADAM_CASES}
+
+def _optimizer_cases(op: str) -> tuple[Case, ...]:
+    variants = {name: {"variant": variant} for name, variant in variant_names(op).items()}
+    if op in ("adam_as_torch_", "adamw_as_torch_"):
+        return _as_torch_cases(op)
+    if op not in ("adam_", "adamw_"):
+        first = {f"{name}_first": {**_PHASE["first_step"], **v} for name, v in variants.items()}
+        phase = {f"{name}_phase": {**_PHASE["phase"], **v} for name, v in variants.items()}
+        variants |= first | phase
+    else:
+        variants |= _MEMORY
+    return tuple(
+        Case(name, partial(optimizer, op=op, **settings), _FEW.get(name, FLOATS))
+        for name, settings in {**variants, **_PHASE}.items()
+    )
+
+
+def _as_torch_cases(op: str) -> tuple[Case, ...]:
+    """The rule alone: all around it is that of the other optimizers."""
+    names = ("plain", "amsgrad", "groups", "groups_amsgrad", "odd_sizes", "phase", "scaled", "skipped")
+    settings = {name: _MEMORY.get(name) or _PHASE.get(name, {}) for name in names}
+    settings["amsgrad"] = {"variant": 1}
+    single = (torch.float32,)
+    return tuple(Case(name, partial(optimizer, op=op, **s), single) for name, s in settings.items())
+
+
+CASES: dict[str, tuple[Case, ...]] = {op.name: _optimizer_cases(op.name) for op in OPS if op.hyper}
+CASES["grad_stats"] = tuple(
+    Case(name, partial(grad_stats, **settings), _FEW.get(name, FLOATS)) for name, settings in STATS.items()
+)
+CASES["clip_grads_"] = tuple(Case(name, partial(clip_grads, **settings)) for name, settings in CLIP.items())
