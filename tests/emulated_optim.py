@@ -15,7 +15,14 @@ from onepass.testing.compare import margins
 from onepass.testing.verify import written
 from torch import Tensor
 
-SOURCES = ("csrc/cuda/optim.cu", "csrc/cuda/launch.cpp", "tests/emulator/optim_bind.cpp")
+SOURCES = (
+    *(f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion", "grads")),
+    "csrc/cuda/launch.cpp",
+    "tests/emulator/optim_bind.cpp",
+)
+
+
+SERVED = [op for op in OPS if "CUDA" in op.cpp]
 
 
 @functools.cache
@@ -30,23 +37,59 @@ def _array(t: Tensor) -> Any:
     return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
 
 
-def step(module: Any, name: str, call: dict[str, Any], **how: bool) -> None:
-    """One call of adam_ or adamw_, in place. how: hyper_on_device, wait (for the stream)."""
-    lists = [call[k] for k in ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs") if call[k]]
-    amsgrad = bool(call["max_exp_avg_sqs"])
+def _arrays(tensors: list[Tensor]) -> list[Any]:
+    return [_array(t) for t in tensors]
+
+
+def step(module: Any, op: Op, call: dict[str, Any], **how: bool) -> None:
+    """One call of an optimizer's op, in place. how: hyper_on_device, wait (for the stream)."""
     if not call["params"]:
         return
-    scaling = [None if call[k] is None else _array(call[k].reshape(-1)) for k in ("grad_scale", "found_inf")]
-    arrays = [[_array(t) for t in tensors] for tensors in lists]
-    steps = [_array(t) for t in call["steps"]]
-    module.step(name, amsgrad, arrays, steps, _array(call["hyper"]), call["groups"], *scaling, **how)
+    variant = sum(1 << k for k, name in enumerate(op.states[op.required :]) if call[name])
+    names = ("params", "grads", *op.states, "emas")
+    scalars = {
+        name: None if call.get(name) is None else _array(call[name].reshape(-1))
+        for name in ("grad_scale", "found_inf", "stats")
+    }
+    module.step(
+        op.name,
+        variant,
+        [_arrays(call[name]) for name in names if call[name]],
+        bool(call["emas"]),
+        _arrays(call["steps"]),
+        _array(call["hyper"]),
+        call["groups"],
+        grads_after=call.get("grads_after", 0),
+        **scalars,
+        **how,
+    )
+
+
+def grad_stats(module: Any, grads: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
+    scale = None if grad_scale is None else _array(grad_scale.reshape(-1))
+    return torch.from_numpy(module.grad_stats(_arrays(grads), scale))
+
+
+def clip_grads_(module: Any, grads: list[Tensor], stats: Tensor, max_norm: float) -> None:
+    module.clip_grads_(_arrays(grads), _array(stats), max_norm)
+
+
+def run(module: Any, op: Op, call: dict[str, Any]) -> dict[str, Any]:
+    """The call as the emulated kernels leave it, with its results, if any."""
+    if op.hyper:
+        step(module, op, call)
+    elif op.name == "clip_grads_":
+        clip_grads_(module, **call)
+    else:
+        return {**call, "results": grad_stats(module, **call)}
+    return call
 
 
 def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mismatch]:
     """What the emulated kernels leave otherwise than the reference."""
     want, before, got = expected(op, case, 0, dtype, "cpu"), case(0, dtype), case(0, dtype)
-    step(module, op.name, got)
-    found = compare(op.name, case.name, got, want, before, written(op))
+    got = run(module, op, got)
+    found = compare(op.name, case.name, got, want, before, written(op, before))
     for ours, old in zip(margins(got), margins(before), strict=True):
         if not torch.equal(ours, old):
             found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
@@ -57,7 +100,7 @@ def main(mode: str, concurrent: str, *names: str) -> None:
     module, emulated = built(mode)
     emulated.set_concurrent_blocks(concurrent == "True")
     count = 0
-    for op in OPS:
+    for op in SERVED:
         for case in CASES[op.name]:
             for dtype in case.dtypes if case.name in names else ():
                 found = mismatches(module, op, case, dtype)

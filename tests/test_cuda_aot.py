@@ -9,12 +9,14 @@ import importlib.util
 import itertools
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import sass
 from conftest import need
-from onepass.ops import OPS
+from onepass.ops import BY_NAME
 
 ARCHS = ("80", "90", "100")
 REGISTERS = 128  # a thread: four blocks of 128 threads on a multiprocessor, csrc/cuda/multi_tensor.cuh
@@ -22,9 +24,36 @@ SLOTS = (496, 4064)  # gradient pointers in a kernel's arguments, csrc/cuda/tabl
 SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
 each_arch = pytest.mark.parametrize("arch", ARCHS)
 
-# decoupled, amsgrad, storage type, slots
-Kernel = tuple[bool, bool, str, int]
-KERNELS: set[Kernel] = set(itertools.product((False, True), (False, True), SIZES, SLOTS))
+RULES = {  # a rule with its template arguments behind the arithmetic type: how many states it keeps
+    "Adam00": 2, "Adam01": 3, "Adam10": 2, "Adam11": 3,
+    "Sgd0": 0, "Sgd1": 1,
+    "Rmsprop00": 1, "Rmsprop10": 2, "Rmsprop01": 2, "Rmsprop11": 3,
+    "Adagrad": 1, "Lion": 1,
+}  # fmt: skip
+FLOAT_KERNELS = {  # of each op: without its optional states, and how many there are
+    "adam_": "Adam00", "adamw_": "Adam10", "sgd_": "Sgd0", "rmsprop_": "Rmsprop00", "adagrad_": "Adagrad",
+    "lion_": "Lion",
+}  # fmt: skip
+
+
+class Kernel(NamedTuple):
+    """A step's kernel. Those with bfloat16 states are built for many gradients alone."""
+
+    rule: str
+    storage: str  # of parameter and gradient
+    states: str
+    slots: int
+
+
+def _kernels() -> Iterator[Kernel]:
+    for rule, storage, slots in itertools.product(RULES, SIZES, SLOTS):
+        yield Kernel(rule, storage, "double" if storage == "double" else "float", slots)
+        if RULES[rule] and storage != "double" and slots == SLOTS[1]:
+            yield Kernel(rule, storage, "__nv_bfloat16", slots)
+
+
+KERNELS = set(_kernels())
+GRADS = {f"{name}{slots}" for name in ("sum_grads", "clip_grads") for slots in SLOTS}
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +69,38 @@ def cubins(tmp_path_factory) -> Path:
 
 
 @functools.cache
-def _functions(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
-    found: dict[Kernel, sass.Function] = {}
+def _functions(folder: Path, arch: str) -> dict[Kernel | str, sass.Function]:
+    found: dict[Kernel | str, sass.Function] = {}
     for cubin in folder.glob(f"*.sm_{arch}.cubin"):
         found |= {_kernel(name): function for name, function in sass.functions(cubin).items()}
     return found
 
 
-def _kernel(mangled: str) -> Kernel:
-    """Which kernel a name like _ZN7onepass4cuda12multi_tensorINS_4AdamIfLb1ELb0EEE6__halfLi496EE... names."""
-    match = re.search(r"multi_tensorINS_4AdamI[fd]Lb(\d)ELb(\d)EEE(f|d|\d+__\w+?)Li(\d+)E", mangled)
+def _steps(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
+    return {k: function for k, function in _functions(folder, arch).items() if isinstance(k, Kernel)}
+
+
+def _kernel(mangled: str) -> Kernel | str:
+    """Which kernel a name names: _ZN7onepass4cuda12multi_tensorINS_4AdamIfLb1ELb0EEE6__halffLi496EE..."""
+    if match := re.search(r"cuda\d+(sum_grads|clip_grads)ILi(\d+)E", mangled):
+        return match[1] + match[2]
+    match = re.search(
+        r"multi_tensorINS_\d+([A-Z][a-z]+)I[fd]((?:Lb[01]E)*)EE(f|d|\d+__\w+?)(f|d|S\d?_|\d+__\w+?)Li(\d+)E",
+        mangled,
+    )
     assert match, mangled
-    decoupled, amsgrad, storage, slots = match.groups()
-    storage = {"f": "float", "d": "double"}.get(storage, storage.lstrip("0123456789"))
-    return decoupled == "1", amsgrad == "1", storage, int(slots)
+    name, switches, storage, states, slots = match.groups()
+    states = storage if states.startswith("S") else states
+    return Kernel(name + "".join(re.findall("[01]", switches)), _type(storage), _type(states), int(slots))
+
+
+def _type(mangled: str) -> str:
+    return {"f": "float", "d": "double"}.get(mangled, mangled.lstrip("0123456789"))
 
 
 @each_arch
 def test_every_kernel_is_there(cubins: Path, arch: str):
-    assert _functions(cubins, arch).keys() == KERNELS
+    assert _functions(cubins, arch).keys() == KERNELS | GRADS
 
 
 @each_arch
@@ -69,33 +111,47 @@ def test_nothing_is_spilled(cubins: Path, arch: str):
         assert function.registers <= REGISTERS, kernel
 
 
-def _vector_accesses(function: sass.Function) -> list[str]:
-    """The 128-bit accesses, after proving that no narrower one is in their blocks."""
-    found = []
+def _vector_accesses(function: sass.Function) -> tuple[int, int]:
+    """How many 128-bit loads and stores there are, after proving that no narrower one is in their blocks."""
+    found: list[str] = []
     for block in function.blocks:
         accesses = sass.global_accesses(block)
         if any(sass.width(access) == 128 for access in accesses):
             assert {sass.width(access) for access in accesses} == {128}, accesses
             found += accesses
-    return found
+    loads = sum(access.startswith("LDG") for access in found)
+    return loads, len(found) - loads
 
 
-def _wanted(kernel: Kernel) -> tuple[int, int]:
-    """(loads, stores) of one turn of the loop: a vector of parameter and gradient, and of each state as many
-    vectors as hold that many elements."""
-    _, amsgrad, storage, _ = kernel
-    states = (3 if amsgrad else 2) * max(1, 4 // SIZES[storage])
-    return 2 + states, 1 + states
+def _vectors(kernel: Kernel) -> tuple[int, int, int]:
+    """Vectors that one turn of the loop takes: of the parameter (and of the gradient), of all states, of the
+    average of weights, which is kept in the arithmetic type."""
+    own, state = SIZES[kernel.storage], SIZES[kernel.states]
+    arithmetic = 8 if kernel.storage == "double" else 4
+    each = 16 // min(own, state)
+    return each * own // 16, RULES[kernel.rule] * each * state // 16, each * arithmetic // 16
 
 
 @each_arch
 def test_aligned_streams_move_once_in_128_bit_accesses(cubins: Path, arch: str):
-    for kernel, function in _functions(cubins, arch).items():
-        accesses = _vector_accesses(function)
-        loads = sum(access.startswith("LDG") for access in accesses)
-        unrolled, rest = divmod(loads, _wanted(kernel)[0])
-        assert unrolled >= 1 and rest == 0, (kernel, accesses)
-        assert len(accesses) - loads == unrolled * _wanted(kernel)[1], (kernel, accesses)
+    """Loads: parameter, gradient, states, average. Stores: the same, the gradient where the step leaves
+    something in it; and zeros in the gradients of a step that is skipped."""
+    for kernel, function in _steps(cubins, arch).items():
+        loads, stores = _vector_accesses(function)
+        own, states, average = _vectors(kernel)
+        unrolled, rest = divmod(loads, 2 * own + states + average)
+        assert unrolled >= 1 and rest == 0, (kernel, loads)
+        assert stores == unrolled * (2 * own + states + average) + 1, (kernel, loads, stores)
+
+
+@each_arch
+def test_gradients_are_read_in_128_bit_accesses(cubins: Path, arch: str):
+    """The sum reads and never writes; clipping writes as much as it reads. Four storage types each."""
+    for name, function in _functions(cubins, arch).items():
+        if name in GRADS:
+            loads, stores = _vector_accesses(function)
+            assert loads >= len(SIZES), name
+            assert stores == (loads if str(name).startswith("clip") else 0), name
 
 
 @each_arch
@@ -105,8 +161,9 @@ def test_no_access_has_to_find_out_what_memory_it_is_to(cubins: Path, arch: str)
         assert not generic, (kernel, generic)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_bytes_of_the_table_are_those_of_the_machine_code(cubins: Path, op):
+@pytest.mark.parametrize("op", [BY_NAME[name] for name in FLOAT_KERNELS], ids=lambda op: op.name)
+def test_bytes_of_the_table_are_those_of_a_turn_of_the_loop(op):
     """16 bytes an access, by the elements in a vector: what the op table says that a float32 call moves."""
-    loads, stores = _wanted((op.name == "adamw_", False, "float", SLOTS[0]))
-    assert (loads + stores) * 16 // (16 // SIZES["float"]) == op.bytes_per_element
+    own, states, _ = _vectors(Kernel(FLOAT_KERNELS[op.name], "float", "float", SLOTS[0]))
+    reads, writes = 2 * own + states, own + states
+    assert (reads + writes) * 16 // (16 // SIZES["float"]) == op.bytes_per_element

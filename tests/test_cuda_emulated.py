@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import emulated_optim
@@ -10,20 +9,26 @@ import emulator
 import pytest
 import torch
 from conftest import need_emulator
-from onepass.ops import OPS, Op
+from emulated_optim import SERVED
+from onepass.ops import BY_NAME, Op
+from onepass.reference.grads import clip_grads_, grad_stats
 from onepass.reference.optim import adamw_
 from onepass.testing import CASES, Case
-from onepass.testing.cases import adam
+from onepass.testing.optim_cases import optimizer
 
 ROWS = [
     pytest.param(op, case, dtype, id=f"{op.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
-    for op in OPS
+    for op in SERVED
     for case in CASES[op.name]
     for dtype in case.dtypes
 ]
-# Where a sanitizer has something to find: every path of the kernel, and few elements.
-SANITIZED = ("plain", "amsgrad", "groups", "odd_sizes", "empty_and_0_dim", "skipped")
-SANITIZED += ("misaligned", "grad_misaligned", "sliced", "grad_transposed", "grad_one_value")
+# Where a sanitizer has something to find: every path of the kernels, and few elements.
+SANITIZED = ("groups", "odd_sizes", "empty_and_0_dim", "sliced", "misaligned", "skipped_and_zeroed")
+SANITIZED += ("amsgrad", "momentum", "centered_momentum", "phase", "phase_sliced", "phase_misaligned")
+SANITIZED += ("bf16_states", "bf16_states_phase", "grad_misaligned", "grad_transposed", "grad_one_value")
+SANITIZED += ("inf_and_nan", "clipped", "mixed", "only_empty")
+OPTIMIZERS = [op for op in SERVED if op.hyper]
+ADAMW = BY_NAME["adamw_"]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +39,17 @@ def cuda() -> Iterator[tuple[Any, emulator.Emulator]]:
     emulated.set_order("forward")
 
 
-def _call(count: int, numel: int = 3, groups: int = 2) -> dict[str, Any]:
-    """So many tensors; the last one without elements."""
+def _call(count: int, numel: int = 3, groups: int = 2, **settings: Any) -> dict[str, Any]:
+    """A call of AdamW with so many tensors; the last one without elements."""
     shapes = [(numel + i % 5,) for i in range(count - 1)] + [(0,)]
-    rows = [{"lr": 1e-2 / (1 + g), "weight_decay": 0.1 * g} for g in range(groups)]
-    return adam(torch.Generator().manual_seed(count), torch.float32, "cpu", shapes=shapes, rows=rows)
+    rows = [{"lr": 1e-2 / (1 + g), "weight_decay": 0.1 * g, **settings} for g in range(groups)]
+    return optimizer(
+        torch.Generator().manual_seed(count), torch.float32, "cpu", op="adamw_", shapes=shapes, rows=rows
+    )
 
 
 def _assert_close(got: dict[str, Any], want: dict[str, Any]) -> None:
-    for name in ("params", "exp_avgs", "exp_avg_sqs", "steps"):
+    for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps"):
         for ours, theirs in zip(got[name], want[name], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
@@ -56,7 +63,7 @@ def test_agrees_with_the_reference(cuda, op: Op, case: Case, dtype: torch.dtype)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ("reverse", "shuffled"))
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", SERVED, ids=lambda op: op.name)
 def test_the_order_of_threads_and_blocks_does_not_matter(cuda, op: Op, order: str):
     module, emulated = cuda
     emulated.set_order(order, seed=1)
@@ -69,9 +76,14 @@ def test_the_order_of_threads_and_blocks_does_not_matter(cuda, op: Op, order: st
 def test_hyperparameters_on_the_device(cuda):
     got = _call(5)
     want = copy.deepcopy(got)
-    emulated_optim.step(cuda[0], "adamw_", got, hyper_on_device=True)
+    emulated_optim.step(cuda[0], ADAMW, got, hyper_on_device=True)
     adamw_(**want)
     _assert_close(got, want)
+
+
+def test_an_op_without_a_cuda_kernel_is_refused(cuda):
+    with pytest.raises(RuntimeError, match="adam_as_torch_: has no CUDA kernel"):
+        emulated_optim.step(cuda[0], BY_NAME["adam_as_torch_"], _call(2))
 
 
 # --- launches and copies ----------------------------------------------------------------------------------
@@ -82,29 +94,57 @@ def test_one_launch_for_any_number_of_tensors_and_groups(cuda, count: int):
     got = _call(count, groups=min(count, 7))
     want = copy.deepcopy(got)
     emulated.reset_counts()
-    emulated_optim.step(module, "adamw_", got)
+    emulated_optim.step(module, ADAMW, got)
     assert emulated.launches == 1
     adamw_(**want)
     _assert_close(got, want)
 
 
-def test_one_launch_a_dtype(cuda):
+@pytest.mark.parametrize("count", (1, 161, 497, 4000))
+@pytest.mark.parametrize("groups", (1, 40))
+def test_the_whole_phase_takes_two_launches(cuda, count: int, groups: int):
+    """Norm, clipping, decay, step, average of weights, zeroing and counters, of any number of groups."""
     module, emulated = cuda
-    dtypes, shapes = (torch.float32, torch.bfloat16), [(5,), (7,)]
-    one, two = (adam(torch.Generator(), dtype, "cpu", shapes=shapes) for dtype in dtypes)
-    joined = {k: one[k] + two[k] if isinstance(one[k], list) else one[k] for k in one}
+    got = _call(count, groups=min(groups, count), max_grad_norm=0.5)
+    got |= {"emas": [p.clone() for p in got["params"]], "grads_after": 1, "grad_scale": torch.tensor(4.0)}
+    want = copy.deepcopy(got)
     emulated.reset_counts()
-    emulated_optim.step(module, "adam_", joined)
+    got["stats"] = emulated_optim.grad_stats(module, got["grads"], got["grad_scale"])
+    emulated_optim.step(module, ADAMW, got)
     assert emulated.launches == 2
+    want["stats"] = grad_stats(want["grads"], grad_scale=want["grad_scale"])
+    adamw_(**want)
+    _assert_close(got, want)
+
+
+def _joined(*calls: dict[str, Any]) -> dict[str, Any]:
+    """One call of all their tensors."""
+    joined = dict(calls[0])
+    for call in calls[1:]:
+        joined |= {k: joined[k] + v for k, v in call.items() if isinstance(v, list)}
+    return joined
+
+
+@pytest.mark.parametrize("op", OPTIMIZERS, ids=lambda op: op.name)
+def test_one_launch_for_each_dtype_of_parameters_and_of_states(cuda, op: Op):
+    module, emulated = cuda
+    kinds = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float32, False)]
+    calls = [
+        optimizer(torch.Generator(), dtype, "cpu", op=op.name, shapes=[(5,), (7,)], bf16_states=bf16)
+        for dtype, bf16 in kinds
+    ]
+    emulated.reset_counts()
+    emulated_optim.step(module, op, _joined(*calls))
+    assert emulated.launches == (3 if op.required else 2)
 
 
 def test_the_table_is_copied_when_it_changes_and_not_when_gradients_move(cuda):
     module, emulated = cuda
-    call = adam(torch.Generator(), torch.float32, "cpu")
+    call = optimizer(torch.Generator(), torch.float32, "cpu", op="adamw_")
 
     def copies() -> int:
         emulated.reset_counts()
-        emulated_optim.step(module, "adamw_", call)
+        emulated_optim.step(module, ADAMW, call)
         return emulated.copies
 
     assert copies() == 1
@@ -127,7 +167,7 @@ def test_a_staging_buffer_is_not_written_before_it_was_copied(cuda):
         got["hyper"] = got["hyper"].clone()
         got["hyper"][:, 0] = want["hyper"][:, 0] = lr
         kept.append(got["hyper"])
-        emulated_optim.step(module, "adamw_", got, wait=False)
+        emulated_optim.step(module, ADAMW, got, wait=False)
         adamw_(**want)
     emulated.synchronize()
     _assert_close(got, want)
@@ -139,6 +179,74 @@ def test_tensors_of_more_than_2_to_31_elements_are_planned_in_64_bits(cuda):
     assert cuda[0].first_tiles(numels) == [sum(tiles[:i]) for i in range(len(tiles) + 1)]
 
 
+# --- gradients alone --------------------------------------------------------------------------------------
+def _grads(count: int, size: float = 1.0) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(count)
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    shapes = [(1 + i % 11,) for i in range(count - 1)] + [(20_011,)]
+    return [(torch.randn(s, generator=rng) * size).to(dtypes[i % 3]) for i, s in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("count", (1, 496, 497, 4064, 4065, 5000))
+def test_one_launch_for_gradients_of_all_dtypes(cuda, count: int):
+    module, emulated = cuda
+    got = _grads(count)
+    want = copy.deepcopy(got)
+    emulated.reset_counts()
+    stats = emulated_optim.grad_stats(module, got)
+    assert emulated.launches == 1
+    torch.testing.assert_close(stats, grad_stats(want), rtol=1e-14, atol=0.0)
+    emulated_optim.clip_grads_(module, got, stats, 1.5)
+    assert emulated.launches == 2
+    clip_grads_(want, stats, 1.5)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", (1e-30, 1e25))
+def test_squares_that_float32_does_not_hold(cuda, size: float):
+    grads = _grads(7, size)
+    stats = emulated_optim.grad_stats(cuda[0], grads)
+    torch.testing.assert_close(stats, grad_stats(grads), rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("bad", (float("inf"), float("-inf"), float("nan")))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
+def test_one_value_that_is_not_finite_is_seen_wherever_it_is(cuda, bad: float, dtype: torch.dtype):
+    for at in (0, 1, 4095, 4096, 9000, 9004):
+        grads = [torch.ones(3), torch.zeros(9005, dtype=dtype)[:9005], torch.ones(5)]
+        grads[1][at] = bad
+        assert emulated_optim.grad_stats(cuda[0], grads)[1] == 1
+
+
+def test_overflow_of_float64_squares_is_not_taken_for_inf(cuda):
+    grads = [torch.ones(9), torch.full((5,), 1e200, dtype=torch.float64), torch.ones(4)]
+    assert emulated_optim.grad_stats(cuda[0], grads).tolist() == [float("inf"), 0.0]
+
+
+def test_the_norm_has_the_same_bits_on_any_device_and_in_any_order(cuda):
+    module, emulated = cuda
+    grads = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (70_001, 5, 300_000)]
+    found = set()
+    try:
+        for multiprocessors, order in ((3, "forward"), (1, "reverse"), (7, "shuffled")):
+            emulated.set_multiprocessors(multiprocessors)
+            emulated.set_order(order, seed=1)
+            found.add(emulated_optim.grad_stats(module, grads)[0].item())
+    finally:
+        emulated.set_multiprocessors(3)
+        emulated.set_order("forward")
+    assert len(found) == 1
+
+
+def test_the_table_of_gradients_is_not_copied_when_they_move(cuda):
+    module, emulated = cuda
+    grads = _grads(100)
+    emulated_optim.grad_stats(module, grads)
+    emulated.reset_counts()
+    emulated_optim.grad_stats(module, [g.clone() for g in grads])
+    assert emulated.copies == 0
+
+
 # --- sanitizers -------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, concurrent", (("asan", False), ("tsan", False), ("tsan", True)))
@@ -146,8 +254,7 @@ def test_no_sanitizer_finds_anything(mode: str, concurrent: bool):
     """Out of bounds, misaligned, races between threads; with concurrent blocks, races between these."""
     need_emulator()
     code = "import runpy; runpy.run_module('emulated_optim', run_name='__main__')"
-    run = partial(emulator.run_python, code, mode)
-    report = run([mode, str(concurrent), *SANITIZED])
+    report = emulator.run_python(code, mode, [mode, str(concurrent), *SANITIZED])
     assert not report.flagged, report.errors
-    cases = [case for op in OPS for case in CASES[op.name] if case.name in SANITIZED]
+    cases = [case for op in SERVED for case in CASES[op.name] if case.name in SANITIZED]
     assert f"{sum(len(case.dtypes) for case in cases)} cases" in report.output

@@ -44,3 +44,13 @@ def test_files_named_in_contributing_exist():
     assert named
     for name in named:
         assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def test_the_diff_of_lion_is_real():
+    diff = re.search(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    files = re.split(r"^\+\+\+ (\S+).*\n", diff, flags=re.MULTILINE)[1:]
+    assert len(files) > 20
+    for name, lines in zip(files[::2], files[1::2], strict=True):
+        text = {line.strip() for line in (ROOT / name).read_text().splitlines()}
+        for line in lines.splitlines():
+            assert line[1:].strip() in text, f"{name}: {line}"

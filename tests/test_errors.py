@@ -27,7 +27,7 @@ from optim_helpers import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPTIM_OPS = ("adam_", "adamw_")
-STREAMS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+STREAMS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "emas")
 NAN, INF = float("nan"), float("inf")
 
 each_op = pytest.mark.parametrize("op", OPTIM_OPS)
@@ -47,16 +47,18 @@ def arguments(dtype=torch.float32):
         "exp_avgs": pair(4, state),
         "exp_avg_sqs": pair(6, state),
         "max_exp_avg_sqs": pair(8, state),
+        "emas": pair(10, state),
         "steps": [torch.tensor(3.0), torch.tensor(5.0)],
-        "hyper": torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.1, 0.0]], dtype=torch.float64),
+        "hyper": torch.tensor([[1e-3, 0.1, 0.0, 0.0, 0.9, INF, 0.9, 0.999, 1e-8]], dtype=torch.float64),
         "groups": [0, 0],
         "grad_scale": None,
         "found_inf": None,
+        "stats": None,
     }
 
 
 def call(op, a):
-    keywords = ("grad_scale", "found_inf")
+    keywords = ("grad_scale", "found_inf", "stats")
     positional = [value for name, value in a.items() if name not in keywords]
     getattr(torch.ops.onepass, op)(*positional, **{name: a[name] for name in keywords})
 
@@ -112,8 +114,17 @@ def to_meta(t):
     return t.to("meta")
 
 
+def wanted_of(name, dtype="torch.float32"):
+    """What a stream of float32 parameters should have been, in the words of the checks."""
+    if name == "exp_avgs":
+        return f"torch.float32 or torch.bfloat16 for {dtype} parameters"
+    if name in ("exp_avg_sqs", "max_exp_avg_sqs"):
+        return "torch.float32 as the first state"
+    return f"{dtype if name == 'grads' else 'torch.float32'} for {dtype} parameters"
+
+
 UNSERVED = "a dtype that is not served"
-HYPER = "hyper has to be a contiguous torch.float64 tensor [groups, 6] on the CPU, came with shape "
+HYPER = "hyper has to be a contiguous torch.float64 tensor [groups, 9] on the CPU, came with shape "
 SCALAR = "{} has to be one torch.float32 element on the CPU"
 
 # what is wrong: (how it is made wrong, the words)
@@ -140,14 +151,14 @@ METADATA_FAULTS = {
     **{
         f"float64 {name}": (
             put(name, lambda t: t.double()),
-            f"{name}[1] has dtype torch.float64, expected torch.float32 for torch.float32 parameters",
+            f"{name}[1] has dtype torch.float64, expected {wanted_of(name)}",
         )
         for name in STREAMS[1:]
     },
     **{
         f"int64 {name}": (
             put(name, lambda t: t.long()),
-            f"{name}[1] has dtype {UNSERVED}, expected torch.float32 for torch.float32 parameters",
+            f"{name}[1] has dtype {UNSERVED}, expected {wanted_of(name)}",
         )
         for name in STREAMS[1:]
     },
@@ -173,13 +184,13 @@ METADATA_FAULTS = {
         put("steps", lambda t: t.bfloat16()),
         "steps[1] has dtype torch.bfloat16, expected torch.float32 or torch.float64",
     ),
-    "float32 hyper": (lambda a: a.update(hyper=a["hyper"].float()), HYPER + "[1, 6]"),
-    "one row of hyper": (lambda a: a.update(hyper=a["hyper"][0]), HYPER + "[6]"),
+    "float32 hyper": (lambda a: a.update(hyper=a["hyper"].float()), HYPER + "[1, 9]"),
+    "one row of hyper": (lambda a: a.update(hyper=a["hyper"][0]), HYPER + "[9]"),
     "too few columns of hyper": (lambda a: a.update(hyper=a["hyper"][:, :5].contiguous()), HYPER + "[1, 5]"),
-    "hyper with strides": (give("hyper", torch.zeros(6, 2, dtype=torch.float64).t()), HYPER + "[2, 6]"),
-    "hyper on another device": (lambda a: a.update(hyper=to_meta(a["hyper"])), HYPER + "[1, 6]"),
+    "hyper with strides": (give("hyper", torch.zeros(9, 2, dtype=torch.float64).t()), HYPER + "[2, 9]"),
+    "hyper on another device": (lambda a: a.update(hyper=to_meta(a["hyper"])), HYPER + "[1, 9]"),
     "no rows of hyper": (
-        give("hyper", torch.zeros(0, 6, dtype=torch.float64)),
+        give("hyper", torch.zeros(0, 9, dtype=torch.float64)),
         "groups[0] is 0, but hyper has 0 rows",
     ),
     "group too high": (give("groups", [0, 1]), "groups[1] is 1, but hyper has 1 rows"),
@@ -192,6 +203,19 @@ METADATA_FAULTS = {
         )
         for name in STREAMS
         if name != "grads"
+    },
+    **{
+        f"stats, {what}": (
+            give("stats", value),
+            "stats has to be a contiguous torch.float64 tensor [2] on the CPU",
+        )
+        for what, value in (
+            ("1 element", torch.ones(1, dtype=torch.float64)),
+            ("2 dimensions", torch.ones(1, 2, dtype=torch.float64)),
+            ("strides", torch.ones(4, dtype=torch.float64)[::2]),
+            ("float32", torch.ones(2)),
+            ("on another device", torch.ones(2, dtype=torch.float64, device="meta")),
+        )
     },
     **{
         f"{name}, {what}": (give(name, value), SCALAR.format(name))
@@ -219,11 +243,18 @@ HALF_FAULTS = {
         "grads[1] has dtype torch.float32, expected torch.bfloat16 for torch.bfloat16 parameters",
     ),
     **{
-        f"bfloat16 {name}": (
-            put(name, lambda t: t.bfloat16()),
-            f"{name}[1] has dtype torch.bfloat16, expected torch.float32 for torch.bfloat16 parameters",
+        f"float16 {name}": (
+            put(name, lambda t: t.half()),
+            f"{name}[1] has dtype torch.float16, expected {wanted_of(name, 'torch.bfloat16')}",
         )
         for name in STREAMS[2:]
+    },
+    **{
+        f"bfloat16 {name}": (
+            put(name, lambda t: t.bfloat16()),
+            f"{name}[1] has dtype torch.bfloat16, expected {wanted_of(name, 'torch.bfloat16')}",
+        )
+        for name in STREAMS[3:]
     },
 }
 
@@ -249,10 +280,13 @@ def shrink(a):
 
 HYPER_WORDS = {
     0: "learning rate",
-    1: "beta parameter at index 0",
-    2: "beta parameter at index 1",
-    3: "epsilon value",
-    4: "weight_decay value",
+    1: "weight_decay value",
+    3: "l1 value",
+    4: "ema_decay value",
+    5: "max_grad_norm value",
+    6: "beta parameter at index 0",
+    7: "beta parameter at index 1",
+    8: "epsilon value",
 }
 
 # Of memory and values, which a fake tensor does not have.
@@ -267,7 +301,7 @@ VALUE_FAULTS = {
             hyper_at(column, value),
             f"hyper[0]: Invalid {HYPER_WORDS[column]}: {value:g}",
         )
-        for column in (1, 2)
+        for column in (4, 6, 7)
         for value in (1.0, 1.5, INF)
     },
     **{
@@ -364,7 +398,7 @@ def bad_scale_and_bad_row(a):
 
 
 def bad_value_and_bad_row(a):
-    a["hyper"][0, 1] = 2.0
+    a["hyper"][0, 6] = 2.0
     a["grads"][1] = torch.ones(1)
 
 
@@ -414,16 +448,17 @@ from onepass import backends, use_backend
 def call(name):
     lists = [[torch.ones(4)] for _ in range(4)]
     arguments = {
-        "hyper": torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.1, 0.0]], dtype=torch.float64),
+        "hyper": torch.tensor([[1e-3, 0, 0, 0, 0, float("inf"), 0.9, 0.999, 1e-8]], dtype=torch.float64),
         "grad_scale": torch.ones(()),
         "found_inf": torch.zeros(()),
+        "stats": torch.zeros(2, dtype=torch.float64),
     }
     arguments[name].untyped_storage().resize_(0)
     hyper = arguments.pop("hyper")
-    torch.ops.onepass.adam_(*lists, [], [torch.tensor(0.0)], hyper, [0], **arguments)
+    torch.ops.onepass.adam_(*lists, [], [], [torch.tensor(0.0)], hyper, [0], **arguments)
 
 for backend in backends.available():
-    for name in ("hyper", "grad_scale", "found_inf"):
+    for name in ("hyper", "grad_scale", "found_inf", "stats"):
         child = os.fork()
         if child == 0:
             with use_backend(backend):
@@ -445,7 +480,7 @@ def test_freed_scalars():
     assert done.stdout.splitlines() == [
         f"{backend} adam_: {name} has no storage: it was freed"
         for backend in backends.available()
-        for name in ("hyper", "grad_scale", "found_inf")
+        for name in ("hyper", "grad_scale", "found_inf", "stats")
     ], done.stderr
 
 

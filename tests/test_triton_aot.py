@@ -15,50 +15,114 @@ import torch
 from conftest import need
 
 CUDA, HIP = (80, 90, 100), ("gfx942",)
-REGISTERS = 128  # a thread: kernels/optim.py launches as many programs as then fit
+REGISTERS = 128  # a thread: kernels/machine.py launches as many programs as then fit
+OF_FLOAT64 = 168  # three of the four programs then run at a time
+# Kernels that keep one register on the stack while they divide in float64, once a row: the division is a
+# call, and nothing else in them takes registers. No element comes by there.
+AROUND_A_CALL = {("lion", "bfloat16"), ("lion", "float16"), ("sgd", "float64")}
+
+
+# A rule with which of its optional states it keeps, as bits: how many states that makes.
+STATES = {
+    ("adam", 0): 2, ("adam", 1): 3, ("adamw", 0): 2, ("adamw", 1): 3, ("sgd", 0): 0, ("sgd", 1): 1,
+    ("rmsprop", 0): 1, ("rmsprop", 1): 2, ("rmsprop", 2): 2, ("rmsprop", 3): 3, ("adagrad", 0): 1,
+    ("lion", 0): 1,
+}  # fmt: skip
+UNCOUNTED = ("sgd", "lion")
 
 
 class Kernel(NamedTuple):
+    rule: str
+    variant: int
     dtype: str  # of the parameters
-    decoupled: bool
-    amsgrad: bool
+    states: str  # dtype
+    ema: bool
+    after: int  # what is left in the gradients
     target: int | str
 
     def __str__(self) -> str:
         gpu = f"sm_{self.target}" if self.target in CUDA else self.target
-        return f"adam{'w' * self.decoupled}-{'amsgrad-' * self.amsgrad}{self.dtype}-{gpu}"
+        phase = f"{'-ema' * self.ema}{('', '-zeroed', '-written')[self.after]}"
+        return f"{self.rule}{self.variant}-{self.dtype}-{self.states}{phase}-{gpu}"
 
     def accesses(self) -> tuple[int, int]:
         """(loads, stores) of 128 bits in which a thread moves its part of a full tile: 8 elements of each
         stream, of float64 4. One access takes all of them in a half type, else two do."""
         own = 1 if self.dtype in ("bfloat16", "float16") else 2
-        states = 2 * (3 if self.amsgrad else 2)
-        return 2 * own + states, own + states
+        states = (1 if self.states == "bfloat16" else 2) * STATES[self.rule, self.variant]
+        average = 2 * self.ema
+        return 2 * own + states + average, own + states + average + own * (self.after > 0)
+
+
+# Every rule as it is most used, and every option with AdamW; the rest is slow.
+PHASES = ((False, 0), (True, 0), (False, 1), (False, 2), (True, 1))
+QUICK = {(*rule, "float32", "float32", False, 0) for rule in STATES} | {
+    ("adamw", 0, "float32", "float32", True, 1),
+    ("adamw", 0, "float32", "float32", False, 2),
+    ("adamw", 0, "bfloat16", "float32", False, 0),
+    ("adamw", 1, "bfloat16", "float32", True, 1),
+    ("adamw", 0, "bfloat16", "bfloat16", False, 0),
+    ("sgd", 1, "float16", "float32", False, 1),
+}
 
 
 def _kernels(targets: tuple) -> list:
-    """All of them; those outside a few types and rules are slow."""
-    rows = product(("float32", "bfloat16", "float16", "float64"), (False, True), (False, True), targets)
-    kernels = [Kernel(*row) for row in rows]
-    quick = [k for k in kernels if k.dtype in ("float32", "bfloat16") and k.decoupled != k.amsgrad]
-    return [pytest.param(k, id=str(k), marks=() if k in quick else pytest.mark.slow) for k in kernels]
+    kernels = []
+    for (rule, variant), dtype in product(STATES, ("float32", "bfloat16", "float16", "float64")):
+        kept = ["float64"] if dtype == "float64" else ["float32", "bfloat16"]
+        for states, phase in product(kept, PHASES):
+            kind = (rule, variant, dtype, states, *phase)
+            every = rule == "adamw" or (phase == (False, 0) and states == kept[0]) or phase == (True, 1)
+            if kind in QUICK:
+                kernels += [(Kernel(*kind, target), ()) for target in targets]
+            elif every and (STATES[rule, variant] or states == kept[0]):
+                kernels += [(Kernel(*kind, target), pytest.mark.slow) for target in targets[-1:]]
+    return [pytest.param(kernel, id=str(kernel), marks=marks) for kernel, marks in kernels]
 
 
-def _compile(kernel: Kernel) -> dict:
+def _compile_for(target: int | str, kernel, signature: dict, values: dict) -> dict:
     """What the compiler makes of it, by stage."""
-    need("triton")
     import triton
-    from onepass.kernels import optim
-    from onepass.kernels.multi_tensor import multi_tensor
+    from onepass.kernels.machine import options
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    values = optim.constants(getattr(torch, kernel.dtype), kernel.decoupled, kernel.amsgrad)
-    signature = {"table": "*i64", "count": "i32", **dict.fromkeys(values, "constexpr")}
-    source = ASTSource(multi_tensor, signature, values, attrs={(0,): [["tt.divisibility", 16]]})
-    cuda = kernel.target in CUDA
-    target = GPUTarget("cuda", kernel.target, 32) if cuda else GPUTarget("hip", kernel.target, 64)
-    return triton.compile(source, target, optim.options(target.warp_size)).asm
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+    signature = {**signature, **dict.fromkeys(values, "constexpr")}
+    source = ASTSource(kernel, signature, values, attrs=aligned)
+    gpu = GPUTarget("cuda", target, 32) if target in CUDA else GPUTarget("hip", target, 64)
+    return triton.compile(source, gpu, options(gpu.warp_size)).asm
+
+
+def _compile(kernel: Kernel) -> dict:
+    need("triton")
+    from onepass.kernels import optim
+    from onepass.kernels.multi_tensor import multi_tensor
+
+    values = optim.constants(
+        kernel.rule,
+        getattr(torch, kernel.dtype),
+        getattr(torch, kernel.states),
+        variant=kernel.variant,
+        states=STATES[kernel.rule, kernel.variant],
+        counts=kernel.rule not in UNCOUNTED,
+        ema=kernel.ema,
+        grads_after=kernel.after,
+    )
+    return _compile_for(kernel.target, multi_tensor, {"table": "*i64", "count": "i32"}, values)
+
+
+def _compile_grads(name: str, target: int | str) -> dict:
+    need("triton")
+    from onepass.kernels import grads
+
+    if name == "sum_grads":
+        signature = {"at": "*i64", "sums": "*fp64", "stats": "*fp64", "count": "i32"}
+        values = {"SIZE": 1024, "SUMS": 512}
+    else:
+        signature = {"at": "*i64", "stats": "*fp64", "max_norm": "*fp64", "count": "i32"}
+        values = {"SIZE": 1024}
+    return _compile_for(target, getattr(grads, name), signature, values)
 
 
 # --- NVIDIA -----------------------------------------------------------------------------------------------
@@ -68,10 +132,40 @@ def test_machine_code(kernel: Kernel, tmp_path: Path):
     assert {"cuobjdump", "nvdisasm"} <= sass.tools().keys()
     (tmp_path / "cubin").write_bytes(code)
     (function,) = sass.functions(tmp_path / "cubin").values()
+    if (kernel.rule, kernel.dtype) in AROUND_A_CALL:
+        assert len(function.spills()) <= 2 and not any(map(_is_spilled, _moving(function)))
+    else:
+        assert not function.spills()
+        assert (function.stack, function.local) == (0, 0)
+    assert function.registers <= (OF_FLOAT64 if kernel.dtype == "float64" else REGISTERS)
+    assert _vectors([sass.global_accesses(block) for block in function.blocks], "LDG") == kernel.accesses()
+
+
+@pytest.mark.parametrize("name", ("sum_grads", "scale_grads"))
+@pytest.mark.parametrize("target", CUDA)
+def test_machine_code_of_gradients_alone(name: str, target: int, tmp_path: Path):
+    """Whole tiles of every dtype in 128-bit loads: two for float32, one for halves, four for float64."""
+    code = _compile_grads(name, target)["cubin"]
+    (tmp_path / "cubin").write_bytes(code)
+    (function,) = sass.functions(tmp_path / "cubin").values()
     assert not function.spills()
     assert (function.stack, function.local) == (0, 0)
     assert function.registers <= REGISTERS
-    assert _vectors([sass.global_accesses(block) for block in function.blocks], "LDG") == kernel.accesses()
+    accesses = [opcode for block in function.blocks for opcode in sass.global_accesses(block)]
+    wide = [opcode for opcode in accesses if sass.width(opcode) == 128]
+    assert sum(opcode.startswith("LDG") for opcode in wide) == 2 + 1 + 1 + 4
+    assert sum(opcode.startswith("STG") for opcode in wide) == (0 if name == "sum_grads" else 8)
+
+
+def _moving(function: sass.Function) -> list[list[str]]:
+    """The blocks that move elements."""
+    return [
+        block for block in function.blocks if any(sass.width(o) == 128 for o in sass.global_accesses(block))
+    ]
+
+
+def _is_spilled(block: list[str]) -> bool:
+    return any(opcode.startswith(("LDL", "STL")) for opcode in block)
 
 
 def _vectors(blocks: list[list[str]], load: str) -> tuple[int, int]:
@@ -88,9 +182,12 @@ _HIP = re.compile(r"^(?:\S+:|\s+s_c?branch\S*|\s+(global_(?:load|store)_\S+)).*$
 
 
 def _hip_blocks(text: str) -> list[list[str]]:
-    """Accesses to global memory by basic block, renamed as NVIDIA's: a dwordx4 is 128 bits."""
+    """Accesses to global memory by basic block, renamed as NVIDIA's: a dwordx4 is 128 bits. A load of two
+    dwords is of a number in the table: it reads some beside the streams."""
     blocks: list[list[str]] = [[]]
     for match in _HIP.finditer(text):
+        if match[1] == "global_load_dwordx2":
+            continue
         if match[1]:
             blocks[-1].append(match[1].replace("_dwordx4", ".128"))
         else:
@@ -108,6 +205,15 @@ def test_machine_code_for_amd(kernel: Kernel):
     wanted_loads, wanted_stores = kernel.accesses()
     assert loads >= wanted_loads  # and neighbours in the table, which it reads together
     assert stores == wanted_stores
+
+
+@pytest.mark.parametrize("name", ("sum_grads", "scale_grads"))
+@pytest.mark.parametrize("target", HIP)
+def test_machine_code_of_gradients_alone_for_amd(name: str, target: str):
+    text = _compile_grads(name, target)["amdgcn"]
+    for spilled in ("vgpr_spill_count", "private_segment_fixed_size"):
+        assert re.findall(rf"\.{spilled}:\s+(\d+)", text) == ["0"]
+    assert text.count("global_load_dwordx4") >= 2 + 1 + 1 + 4
 
 
 # --- the reader of machine code itself --------------------------------------------------------------------

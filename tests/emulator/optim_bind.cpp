@@ -1,5 +1,5 @@
 // The optimizers' CUDA room, emulated, under NumPy: an op's lists as arrays, updated in place. A bfloat16
-// array is one of uint16, which NumPy has.
+// array is one of uint16, which NumPy has. wait: for the stream; without, what was given is to live on.
 #include <cuda_runtime_api.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -9,7 +9,6 @@
 
 #include "common/optim_args.h"
 #include "cuda/launch.h"
-#include "cuda/table.h"
 
 namespace py = pybind11;
 using namespace onepass;
@@ -43,38 +42,90 @@ static View view_of(const py::array& a, Shapes& shapes) {
   return v;
 }
 
-static const float* scalar_of(const std::optional<py::array_t<float>>& a) { return a ? a->data() : nullptr; }
+template <class T>
+static const T* data_of(const std::optional<py::array_t<T>>& a) {
+  return a ? a->data() : nullptr;
+}
 
-// lists: parameters, gradients and states, in the order of the op. hyper: a row a group.
-static void step(const std::string& op, bool variant, const std::vector<Arrays>& lists, const Arrays& steps,
-                 const py::array_t<double, py::array::c_style>& hyper, const std::vector<int32_t>& groups,
-                 const std::optional<py::array_t<float>>& grad_scale,
-                 const std::optional<py::array_t<float>>& found_inf, bool hyper_on_device, bool wait) {
+static void wait_for_stream() {
+  if (cudaStreamSynchronize(nullptr) != cudaSuccess) throw std::runtime_error("the stream failed");
+}
+
+// lists: parameters, gradients, states and, with_ema, averages of weights, in the order of the op. steps:
+// empty where nobody counts. hyper: a row a group.
+static void step(const std::string& op, int variant, const std::vector<Arrays>& lists, bool with_ema,
+                 const Arrays& steps, const py::array_t<double, py::array::c_style>& hyper,
+                 const std::vector<int32_t>& groups, const std::optional<py::array_t<float>>& grad_scale,
+                 const std::optional<py::array_t<float>>& found_inf,
+                 const std::optional<py::array_t<double>>& stats, int grads_after, bool hyper_on_device,
+                 bool wait) {
   const OptimSpec& spec = optim_spec(op);
+  const int streams = static_cast<int>(lists.size());
   Shapes shapes;
   std::deque<Layout> layouts;
   Launch launch;
   launch.clear();
+  launch.grads_after = static_cast<GradsAfter>(grads_after);
+  launch.ema = with_ema;
   for (size_t i = 0; i < lists[0].size(); ++i) {
+    const int64_t at = static_cast<int64_t>(i);
     View views[kMaxStreams];
-    for (int s = 0; s < spec.streams(variant); ++s) views[s] = view_of(lists[s][i], shapes);
-    const View counter = view_of(steps[i], shapes);
+    for (int s = 0; s < streams; ++s) views[s] = view_of(lists[s][i], shapes);
     Row row{};
-    check_row(spec, variant, static_cast<int64_t>(i), views, row);
-    check_step(spec, static_cast<int64_t>(i), counter, views[kParam]);
-    row.lie(layouts.emplace_back(layout_of(views, spec.streams(variant))));
-    row.step = counter.data;
-    row.step_dtype = counter.dtype;
+    check_row(spec, variant, streams, at, views, row);
+    check_written(spec, launch.grads_after, at, views[kGrad]);
+    if (!steps.empty()) {
+      const View counter = view_of(steps[i], shapes);
+      check_step(spec, at, counter, views[kParam]);
+      row.step = counter.data;
+      row.step_dtype = counter.dtype;
+    }
+    row.lie(layouts.emplace_back(layout_of(views, streams)));
     row.group = groups[i];
     launch.add(row);
   }
   launch.hyper = hyper.data();
   launch.hyper_columns = spec.columns;
   launch.hyper_on_device = hyper_on_device;
-  launch.grad_scale = scalar_of(grad_scale);
-  launch.found_inf = scalar_of(found_inf);
-  cuda::run(spec, variant, launch, hyper.shape(0), 0, nullptr);
-  if (wait && cudaStreamSynchronize(nullptr) != cudaSuccess) throw std::runtime_error("the stream failed");
+  launch.grad_scale = data_of(grad_scale);
+  launch.found_inf = data_of(found_inf);
+  launch.stats = data_of(stats);
+  cuda::step(launch, spec.kernel, variant, hyper.shape(0), {0, nullptr});
+  if (wait) wait_for_stream();
+}
+
+// Rows that have no other stream than a gradient.
+static Launch grads_launch(const Arrays& grads, Shapes& shapes, std::deque<Layout>& layouts) {
+  Launch launch;
+  launch.clear();
+  for (const py::array& grad : grads) {
+    const View view = view_of(grad, shapes), views[] = {view, view};
+    Row row{};
+    row.data[kParam] = row.data[kGrad] = view.data;
+    row.dtype[kParam] = row.dtype[kGrad] = view.dtype;
+    row.lie(layouts.emplace_back(layout_of(views, 2)));
+    launch.add(row);
+  }
+  return launch;
+}
+
+static py::array_t<double> grad_stats(const Arrays& grads,
+                                      const std::optional<py::array_t<float>>& grad_scale) {
+  Shapes shapes;
+  std::deque<Layout> layouts;
+  Launch launch = grads_launch(grads, shapes, layouts);
+  launch.grad_scale = data_of(grad_scale);
+  py::array_t<double> stats(2);
+  cuda::grad_stats(launch, stats.mutable_data(), {0, nullptr});
+  wait_for_stream();
+  return stats;
+}
+
+static void clip_grads(const Arrays& grads, const py::array_t<double>& stats, double max_norm) {
+  Shapes shapes;
+  std::deque<Layout> layouts;
+  cuda::clip_grads(grads_launch(grads, shapes, layouts), stats.data(), max_norm, {0, nullptr});
+  wait_for_stream();
 }
 
 static std::vector<int64_t> first_tiles(const std::vector<int64_t>& numels) {
@@ -84,7 +135,7 @@ static std::vector<int64_t> first_tiles(const std::vector<int64_t>& numels) {
     rows[i].numel = numels[i];
     listed.push_back(&rows[i]);
   }
-  const cuda::Image image = cuda::image_of(Launch{}, listed, 4, 0, false);
+  const cuda::Image image = cuda::step_image(Launch{}, listed, 4, 0);
   const auto* out = reinterpret_cast<const cuda::DeviceRow*>(image.bytes.data() + image.rows);
   std::vector<int64_t> first;
   for (size_t i = 0; i < numels.size(); ++i) first.push_back(out[i].first_tile);
@@ -93,8 +144,11 @@ static std::vector<int64_t> first_tiles(const std::vector<int64_t>& numels) {
 }
 
 PYBIND11_MODULE(MODULE_NAME, m) {
-  m.def("step", &step, py::arg("op"), py::arg("variant"), py::arg("lists"), py::arg("steps"),
-        py::arg("hyper"), py::arg("groups"), py::arg("grad_scale") = std::nullopt,
-        py::arg("found_inf") = std::nullopt, py::arg("hyper_on_device") = false, py::arg("wait") = true);
+  m.def("step", &step, py::arg("op"), py::arg("variant"), py::arg("lists"), py::arg("with_ema"),
+        py::arg("steps"), py::arg("hyper"), py::arg("groups"), py::arg("grad_scale") = std::nullopt,
+        py::arg("found_inf") = std::nullopt, py::arg("stats") = std::nullopt, py::arg("grads_after") = 0,
+        py::arg("hyper_on_device") = false, py::arg("wait") = true);
+  m.def("grad_stats", &grad_stats, py::arg("grads"), py::arg("grad_scale") = std::nullopt);
+  m.def("clip_grads_", &clip_grads, py::arg("grads"), py::arg("stats"), py::arg("max_norm"));
   m.def("first_tiles", &first_tiles, "Where each row's tiles start in a launch, and their number");
 }
