@@ -117,6 +117,7 @@ def race(
     seconds: float,
     timer: Timer | None = None,
     tick: Callable[[float], None] = lambda done: None,
+    turn: Callable[[str], contextlib.AbstractContextManager[object]] = lambda name: contextlib.nullcontext(),
 ) -> dict[str, Laps]:
     """Warms up and calibrates each contestant, then times all of them in interleaved rounds.
 
@@ -125,12 +126,17 @@ def race(
         rounds: at most so many rounds.
         seconds: of wall time for the rounds; no round starts after it, but MIN_ROUNDS are run all the same.
         tick: called after each round with the part that is done, 0..1.
+        turn: what a contestant's steps are run under; entering it is not timed.
     """
     timer = timer or Timer()
-    laps = {name: Laps(calibrate(step, timer)) for name, step in steps.items()}
+    laps = {}
+    for name, step in steps.items():
+        with turn(name):
+            laps[name] = Laps(calibrate(step, timer))
 
     def lap(name: str) -> None:
-        cpu, wall = timed(steps[name], laps[name].batch, timer)
+        with turn(name):
+            cpu, wall = timed(steps[name], laps[name].batch, timer)
         laps[name].thread_cpu.append(cpu)
         laps[name].wall.append(wall)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .clock import Laps, Timer, in_rounds, timed
-from .peers import Contestant, in_front
+from .peers import Contestant
 
 HOST_STEPS = 3  # steps in a row whose issuing is timed
 BATCH_SECONDS = 0.01  # of timed steps and of what precedes each, per contestant and round
@@ -98,7 +98,7 @@ def _warm_up(contestant: Contestant, times: int) -> None:
 
 def calibrate(contestant: Contestant, gpu: Gpu) -> Pace:
     """Warms up; finds how long the host takes for a step and how many steps last about BATCH_SECONDS."""
-    with in_front(contestant.backend):
+    with contestant.turn():
         _warm_up(contestant, 2)
         _, host = _host(contestant, gpu)
         lead = min(MAX_LEAD, 20e-6 + 1.5 * host)
@@ -120,7 +120,7 @@ def race(
     laps = {name: Laps(pace.batch) for name, pace in paces.items()}
 
     def lap(name: str) -> None:
-        with in_front(field[name].backend):
+        with field[name].turn():
             _warm_up(field[name], 1)
             laps[name].cuda_event.append(_device(field[name], paces[name], gpu))
             cpu, wall = _host(field[name], gpu)

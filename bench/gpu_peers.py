@@ -1,9 +1,10 @@
 """Who takes part on a GPU, and the memory that they share.
 
-All contestants step the same parameters, gradients and, where their dtype is the same, moments: a GPU has
+All contestants step the same parameters, gradients and, where their dtype is the same, states: a GPU has
 room for one large model and not for five. Nobody profits by it, as the caches are flushed before each step.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,36 +14,23 @@ from typing import Any
 import torch
 from onepass import backends
 
-from .peers import (
-    FUSED,
-    HALF,
-    LIMIT,
-    NULL,
-    OURS,
-    PEERS,
-    Contestant,
-    bytes_per_element,
-    in_front,
-    make,
-    parameters,
-)
-from .workloads import Workload
+from .jobs import FOREACH, FUSED, OURS, Job
+from .peers import LIMIT, NULL, TEMPORARIES, Contestant, contestant, in_front, parameters, split
+from .phases import make, parts
 
-USUAL = (FUSED, "torch-foreach")  # the peers if none is named
-COPY = 14  # bytes of the limit's copy for an element, each way: 28 in all, as a float32 step moves
+USUAL = (FUSED, FOREACH)  # the peers if none is named
+COPY = 14  # bytes of the limit's copy for an element, each way: 28 in all, as AdamW's float32 step moves
 CHUNK = 2**30  # bytes copied at once at most
 MAX_INSTANCES = 4
 
 
-def contestants(peers: Sequence[str], device: str = "cuda") -> list[str]:
+def contestants(job: Job, asked: Sequence[str], device: str = "cuda") -> list[str]:
     """Names of all who take part, the most important first. onepass is the backend that serves a user there;
     each other backend with kernels comes as onepass-BACKEND."""
     default = backends.backend_of(device)
     others = [b for b in backends.BACKENDS if b not in (default, "reference") and backends.serves(b, device)]
-    fused = [FUSED] if FUSED in peers else []
-    null = [NULL] if fused else []
-    rest = [p for p in PEERS if p in peers and p != FUSED]
-    return [OURS, *fused, LIMIT, *(f"{OURS}-{b}" for b in others), *null, *rest]
+    first, rest = split(job.against(asked))
+    return [OURS, *first, LIMIT, *(f"{OURS}-{b}" for b in others), *(NULL for _ in first), *rest]
 
 
 def backend(name: str, device: str = "cuda") -> str | None:
@@ -51,31 +39,24 @@ def backend(name: str, device: str = "cuda") -> str | None:
     return (second or backends.backend_of(device)) if first == OURS else None
 
 
-def moments_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if name.startswith(OURS) and dtype in HALF else dtype
-
-
 def instances(size: int, cache_bytes: int) -> int:
     """How many sets of so many bytes to go round: one that is larger than the cache is enough."""
     return 1 if size > cache_bytes else min(MAX_INSTANCES, cache_bytes // size + 2)
 
 
-def needs(
-    names: Sequence[str], workload: Workload, dtype: torch.dtype, sets: int = 1, device: str = "cuda"
-) -> dict[str, int]:
+def needs(names: Sequence[str], job: Job, sets: int = 1, device: str = "cuda") -> dict[str, int]:
     """Bytes that each contestant adds to those before it, an upper bound."""
-    elements, largest = workload.elements(), max(math.prod(shape) for shape in workload.shapes())
+    elements, largest = job.elements(), max(math.prod(shape) for shape in job.workload.shapes())
     added, have = {}, set()
     for name in names:
-        size = 2 * sets * elements * dtype.itemsize if name == OURS else 0
+        size = 2 * sets * elements * job.dtype.itemsize if name == OURS else 0
         if name == LIMIT:
             added[name] = 2 * sets * min(COPY * elements, CHUNK)
             continue
-        if (moments := moments_dtype(name, dtype)) not in have:
+        if (moments := job.moments(name)) not in have:
             have.add(moments)
-            size += 2 * sets * elements * moments.itemsize
-        if name in PEERS:
-            size += PEERS[name].temporaries * elements * dtype.itemsize
+            size += sets * elements * job.states_bytes(name)
+        size += TEMPORARIES.get(name, 0) * elements * job.dtype.itemsize
         if backend(name, device) == "reference":
             size += 6 * 8 * largest  # it works in float64, tensor by tensor
         added[name] = size
@@ -84,26 +65,31 @@ def needs(
 
 @dataclass
 class Pool:
-    """One set of tensors: parameters with gradients, and what an optimizer keeps, by the moments' dtype."""
+    """One set of tensors: parameters with gradients, and what an optimizer keeps, by the states' dtype."""
 
     params: list[torch.nn.Parameter]
-    states: dict[torch.dtype, dict[Any, Any]] = field(default_factory=dict)
+    states: dict[torch.dtype | None, dict[Any, Any]] = field(default_factory=dict)
 
-    def optimizer(self, name: str, optimizer: str, dtype: torch.dtype) -> torch.optim.Optimizer:
-        """An optimizer over this pool that has done a step. The first one's moments serve the next ones."""
-        made, moments = make(name, optimizer, self.params), moments_dtype(name, dtype)
+    def optimizer(self, name: str, job: Job) -> torch.optim.Optimizer:
+        """An optimizer over this pool that has done a step. The first one's states serve the next ones."""
+        made, moments = make(name, job, self.params), job.moments(name)
         if moments in self.states:  # load_state_dict keeps tensors that have the right dtype and device
-            on_host = name in PEERS and not PEERS[name].flags.get("fused")
+            on_host = name in TEMPORARIES and name != FUSED
             step = torch.zeros((), device="cpu" if on_host else self.params[0].device)
-            state = {i: {**s, "step": step.clone()} for i, s in self.states[moments].items()}
-            made.load_state_dict({"state": state, "param_groups": made.state_dict()["param_groups"]})
+            own = {i: self._own(s, step) for i, s in self.states[moments].items()}
+            made.load_state_dict({"state": own, "param_groups": made.state_dict()["param_groups"]})
         made.step()
         self.states.setdefault(moments, made.state_dict()["state"])
         return made
 
+    @staticmethod
+    def _own(state: dict[str, Any], step: torch.Tensor) -> dict[str, Any]:
+        """The same states, with a step counter of its own where there is one."""
+        return {name: step.clone() if name == "step" else value for name, value in state.items()}
 
-def pools(workload: Workload, dtype: torch.dtype, sets: int, device: str = "cuda") -> list[Pool]:
-    return [Pool(parameters(workload, dtype, device)) for _ in range(sets)]
+
+def pools(job: Job, sets: int, device: str = "cuda") -> list[Pool]:
+    return [Pool(parameters(job.workload, job.dtype, device)) for _ in range(sets)]
 
 
 def _copy(elements: int, device: str) -> Callable[[], None]:
@@ -126,15 +112,28 @@ def turning(steps: Sequence[Callable[[], object]]) -> Callable[[], object]:
     return lambda: next(endless)()
 
 
-def build(
-    name: str, workload: Workload, optimizer: str, dtype: torch.dtype, shared: Sequence[Pool], device: str
-) -> Contestant:
-    """Makes a contestant over the shared pools and lets each of its instances do a step."""
-    if name == LIMIT:
-        steps = [_copy(workload.elements(), device) for _ in shared]
-        return Contestant(LIMIT, turning(steps), None, 2 * COPY, instances=len(steps))
-    served, moments = backend(name, device), moments_dtype(name, dtype)
-    with in_front(served):
-        made = [pool.optimizer(name, optimizer, dtype).step for pool in shared]
-    size, kept = bytes_per_element(optimizer, dtype, moments), str(moments).removeprefix("torch.")
-    return Contestant(name, turning(made), kept, size, served, instances=len(made))
+class Builder:
+    """Makes the contestants of a job over pools that they share."""
+
+    def __init__(self, job: Job, asked: Sequence[str], sets: int, device: str) -> None:
+        self.job, self.device = job, device
+        self.first, _ = split(job.against(asked))
+        self._pools = functools.cache(lambda: pools(job, sets, device))
+
+    def __call__(self, name: str) -> list[Contestant]:
+        """A contestant and, of onepass and the first peer, its parts; each instance has done a step."""
+        shared = self._pools()
+        if name == LIMIT:
+            steps = [_copy(self.job.elements(), self.device) for _ in shared]
+            return [Contestant(LIMIT, turning(steps), None, 2 * COPY, instances=len(steps))]
+        stands_for = self.first[0] if name == NULL else name
+        served = backend(name, self.device)
+        with in_front(served):
+            made = [parts(stands_for, self.job, pool.optimizer(stands_for, self.job)) for pool in shared]
+        field = []
+        for copies in zip(*made, strict=True):
+            one = contestant(name, self.job, copies[0])
+            one.step, one.instances = turning([part.step for part in copies]), len(copies)
+            one.around, one.backend = tuple(a for part in copies for a in part.around), served
+            field.append(one)
+        return field if name in (OURS, *self.first) else field[:1]

@@ -1,10 +1,11 @@
-"""The sweep over optimizers: every workload, at every thread count, with every contestant."""
+"""The sweep over optimizers: every job, at every thread count, with every contestant."""
 
 import argparse
 import contextlib
 import gc
+import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,18 +14,19 @@ import onepass
 import torch
 from onepass.testing.threads import threads as torch_threads
 
-from . import machine, peers, venues
+from . import jobs, machine, peers, venues
 from .clock import Clock, Laps, ratio, spread
+from .jobs import Job
 from .rows import SCHEMA, Row
 from .venues import Venue
-from .workloads import WORKLOADS, Workload, usual
+from .workloads import WORKLOADS, usual
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[float], None]]]
 
 
 @dataclass
 class Block:
-    """One workload at one thread count: what is shown together."""
+    """One job at one thread count: what is shown together."""
 
     title: str
     rows: list[Row]
@@ -40,19 +42,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"may be given several times; if not given, those that suit the device: {known}",
     )
-    parser.add_argument("--optimizer", choices=peers.OPTIMIZERS, default="adamw", help="default: adamw")
+    parser.add_argument(
+        "--optimizer", nargs="+", choices=jobs.OPTIMIZERS, default=["adamw"], help="default: adamw"
+    )
+    parser.add_argument(
+        "--phase",
+        nargs="+",
+        choices=jobs.PHASES,
+        help="the whole phase instead of the step alone: unscale, clip, step, and gradients that are let go "
+        "or become zero; against torch's calls one after the other, with times per part",
+    )
     parser.add_argument(
         "--dtype",
-        choices=peers.DTYPES,
+        choices=jobs.DTYPES,
         default="float32",
         help="of parameters and gradients; default: float32",
+    )
+    parser.add_argument(
+        "--state", choices=jobs.STATES, default="fp32", help="dtype of onepass's moments; default: fp32"
     )
     parser.add_argument(
         "--peers",
         nargs="+",
         choices=peers.PEERS,
         help="whom to compare with; if not given, all, on cuda without torch-loop; the null run comes with "
-        "torch-fused",
+        "the first of them",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
 
@@ -60,49 +74,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
     venue = venues.of(args.device)
-    for name in dict.fromkeys(args.workload or usual(args.device)):
-        yield from _workload(WORKLOADS[name], args, venue, progress)
+    dtype, phases = getattr(torch, args.dtype), args.phase or [None]
+    names = dict.fromkeys(args.workload or usual(args.device))
+    for name, optimizer, phase in itertools.product(names, args.optimizer, phases):
+        job = Job(WORKLOADS[name], optimizer, dtype, args.state, phase)
+        yield from _blocks(job, args, venue, progress)
 
 
-def _workload(
-    workload: Workload, args: argparse.Namespace, venue: Venue, progress: Progress
-) -> Iterator[Block]:
-    title = f"{workload.name} · {args.optimizer} {args.dtype}"
-    gc.collect()  # what the workload before this one left
+def _blocks(job: Job, args: argparse.Namespace, venue: Venue, progress: Progress) -> Iterator[Block]:
+    gc.collect()  # what the job before this one left
     with torch_threads(args.threads[0]):
-        field, notes = _enter(workload, args, venue)
-    if peers.OURS not in field:
-        yield Block(title, [], [*notes, f"{workload.name} is left out: onepass itself cannot run it here"])
+        field, notes = _enter(job, args.peers, venue)
+    if jobs.OURS not in field:
+        out = f"{job.workload.name} is left out: onepass itself cannot run it here"
+        yield Block(job.title, [], [*notes, out])
         return
     notes += _remarks(field, venue)
     for threads in dict.fromkeys(args.threads):
-        titled = f"{title} · {venue.place(threads)}"
+        titled = f"{job.title} · {venue.place(threads)}"
         with torch_threads(threads), progress(titled) as tick:
             laps = venue.race(field, args.rounds, args.seconds, tick)
-            rows = _rows(workload, args, venue, field, laps)
+            rows = _rows(job, venue, field, laps)
         yield Block(titled, rows, notes)
 
 
 def _enter(
-    workload: Workload, args: argparse.Namespace, venue: Venue
+    job: Job, asked: Sequence[str] | None, venue: Venue
 ) -> tuple[dict[str, peers.Contestant], list[str]]:
-    """The contestants, built, and a line about each who is not among them."""
-    dtype = getattr(torch, args.dtype)
-    names, notes = peers.fit(venue.needs(args.peers or venue.peers, workload, dtype), venue.free_memory())
+    """The contestants, built, by their keys, and a line about each who is not among them."""
+    asked = asked or venue.peers
+    names, notes = peers.fit(venue.needs(job, asked), venue.free_memory())
+    notes = job.lacks(asked) + notes
     field: dict[str, peers.Contestant] = {}
-    if peers.OURS not in names:
+    if jobs.OURS not in names:
         return field, notes
-    build = venue.builder(workload, args.optimizer, dtype)
+    build = venue.builder(job, asked)
     for name in names:
+        if name == peers.NULL and (first := job.against(asked)[0]) not in field:
+            notes.append(f"{name} is left out: there is no {first} to compare it with")
+            continue
         try:
-            field[name] = build(name)
+            field.update({contestant.key: contestant for contestant in build(name)})
         except RuntimeError as error:  # a dtype that a peer does not serve; memory that went meanwhile
-            if name == peers.OURS and not isinstance(error, torch.OutOfMemoryError):
+            if name == jobs.OURS and not isinstance(error, torch.OutOfMemoryError):
                 raise
             notes.append(f"{name} is left out: {str(error).splitlines()[0]}")
-    if peers.NULL in field and peers.FUSED not in field:
-        del field[peers.NULL]
-        notes.append(f"{peers.NULL} is left out: there is no {peers.FUSED} to compare it with")
+            if name == jobs.OURS:
+                break
     return field, notes
 
 
@@ -115,9 +133,9 @@ def _remarks(field: dict[str, peers.Contestant], venue: Venue) -> list[str]:
         )
     if onepass.backends.backend_of(venue.device) == "reference":
         notes.append("onepass is served by its reference in plain PyTorch, which is not made to be fast")
-    ours = field[peers.OURS]
-    others = {c.moments: c.bytes_per_element for c in field.values() if c.moments not in (None, ours.moments)}
-    for moments, size in others.items():
+    ours = field[jobs.OURS]
+    whole = [c for c in field.values() if c.part is None and c.moments not in (None, ours.moments)]
+    for moments, size in {c.moments: c.bytes_per_element for c in whole}.items():
         notes.append(
             f"torch keeps the moments in {moments} ({size} bytes an element), onepass in {ours.moments} "
             f"({ours.bytes_per_element} bytes): torch moves less and loses precision"
@@ -125,41 +143,24 @@ def _remarks(field: dict[str, peers.Contestant], venue: Venue) -> list[str]:
     return notes
 
 
-def _rows(
-    workload: Workload,
-    args: argparse.Namespace,
-    venue: Venue,
-    field: dict[str, peers.Contestant],
-    laps: dict[str, Laps],
-) -> list[Row]:
-    elements, shared = workload.elements(), _shared(workload, args, venue)
-    rows = []
-    for name, contestant in field.items():
-        clock = shared["clock"]
-        time = spread(1e3 * laps[name].by(clock))
-        rows.append(
-            Row(
-                **shared,
-                **_compared(name, laps, clock),
-                backend=contestant.backend or onepass.backends.backend_of(venue.device),
-                contestant=name,
-                moments=contestant.moments,
-                rounds=len(laps[name].wall),
-                batch=laps[name].batch,
-                ms=time.median,
-                ms_p25=time.p25,
-                ms_p75=time.p75,
-                ms_thread_cpu=spread(1e3 * laps[name].by("thread_cpu")).median,
-                ms_wall=spread(1e3 * laps[name].by("wall")).median,
-                bytes_per_element=contestant.bytes_per_element,
-                gb_per_s=elements * contestant.bytes_per_element / time.median / 1e6,
-                share_of_limit=_share(contestant, field, laps, clock),
-            )
+def _rows(job: Job, venue: Venue, field: dict[str, peers.Contestant], laps: dict[str, Laps]) -> list[Row]:
+    shared = _shared(job, venue)
+    return [
+        Row(
+            **shared,
+            **_times(laps[key], shared["clock"]),
+            **_compared(key, field, laps, shared["clock"]),
+            **_moved(key, job, field, laps, shared["clock"]),
+            backend=contestant.backend or onepass.backends.backend_of(venue.device),
+            contestant=contestant.name,
+            part=contestant.part,
+            moments=contestant.moments,
         )
-    return rows
+        for key, contestant in field.items()
+    ]
 
 
-def _shared(workload: Workload, args: argparse.Namespace, venue: Venue) -> dict[str, Any]:
+def _shared(job: Job, venue: Venue) -> dict[str, Any]:
     """What all rows of a block have in common."""
     threads = torch.get_num_threads()
     return {
@@ -173,34 +174,62 @@ def _shared(workload: Workload, args: argparse.Namespace, venue: Venue) -> dict[
         "torch": str(torch.__version__),
         "onepass": onepass.__version__,
         "commit": machine.commit(),
-        "workload": workload.name,
-        "tensors": len(workload.shapes()),
-        "elements": workload.elements(),
-        "optimizer": args.optimizer,
-        "dtype": args.dtype,
+        "workload": job.workload.name,
+        "tensors": len(job.workload.shapes()),
+        "elements": job.elements(),
+        "optimizer": job.optimizer,
+        "phase": job.phase,
+        "dtype": str(job.dtype).removeprefix("torch."),
         "clock": venue.headline(threads),
     }
 
 
-def _compared(name: str, laps: dict[str, Laps], clock: Clock) -> dict[str, Any]:
-    if name in (peers.OURS, peers.LIMIT):
+def _times(laps: Laps, clock: Clock) -> dict[str, Any]:
+    time = spread(1e3 * laps.by(clock))
+    return {
+        "rounds": len(laps.wall),
+        "batch": laps.batch,
+        "ms": time.median,
+        "ms_p25": time.p25,
+        "ms_p75": time.p75,
+        "ms_thread_cpu": spread(1e3 * laps.by("thread_cpu")).median,
+        "ms_wall": spread(1e3 * laps.by("wall")).median,
+    }
+
+
+def _baseline(key: str, field: dict[str, peers.Contestant]) -> str | None:
+    """Whom a contestant is compared with. The null run repeats the first of torch's."""
+    if field[key].part is not None or key in (jobs.OURS, peers.LIMIT, peers.HOST):
+        return None
+    return next(name for name in peers.PEERS if name in field) if key == peers.NULL else jobs.OURS
+
+
+def _compared(
+    key: str, field: dict[str, peers.Contestant], laps: dict[str, Laps], clock: Clock
+) -> dict[str, Any]:
+    baseline = _baseline(key, field)
+    if baseline is None:
         return dict.fromkeys(("baseline", "ratio", "ratio_p25", "ratio_p75", "ratio_wall"))
-    baseline = peers.FUSED if name == peers.NULL else peers.OURS
-    by = ratio(laps[name], laps[baseline], clock)
+    by = ratio(laps[key], laps[baseline], clock)
     return {
         "baseline": baseline,
         "ratio": by.median,
         "ratio_p25": by.p25,
         "ratio_p75": by.p75,
-        "ratio_wall": ratio(laps[name], laps[baseline], "wall").median,
+        "ratio_wall": ratio(laps[key], laps[baseline], "wall").median,
     }
 
 
-def _share(
-    contestant: peers.Contestant, field: dict[str, peers.Contestant], laps: dict[str, Laps], clock: Clock
-) -> float | None:
-    """The part of the limit's bytes a second that a contestant reaches, in the same rounds."""
-    if peers.LIMIT not in field:
-        return None
-    scale = contestant.bytes_per_element / field[peers.LIMIT].bytes_per_element
-    return scale * ratio(laps[peers.LIMIT], laps[contestant.name], clock).median
+def _moved(
+    key: str, job: Job, field: dict[str, peers.Contestant], laps: dict[str, Laps], clock: Clock
+) -> dict[str, Any]:
+    """Bytes, and the part of the limit's bytes a second that a contestant reaches in the same rounds."""
+    size = field[key].bytes_per_element
+    if size is None:
+        return dict.fromkeys(("bytes_per_element", "gb_per_s", "share_of_limit"))
+    share, limit = None, field.get(peers.LIMIT)
+    if limit and limit.bytes_per_element:
+        scale = size / limit.bytes_per_element
+        share = scale * ratio(laps[peers.LIMIT], laps[key], clock).median
+    rate = job.elements() * size / (1e9 * spread(laps[key].by(clock)).median)
+    return {"bytes_per_element": size, "gb_per_s": rate, "share_of_limit": share}

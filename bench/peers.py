@@ -1,38 +1,23 @@
-"""Who takes part: onepass, torch's own optimizers, the null run and the memory limit.
+"""Who takes part: onepass, torch's own optimizers, the null run, the memory limit, and onepass's host alone.
 
 Each contestant owns its parameters, gradients and states, all made in the same way from the same seed.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import onepass
 import torch
 from onepass import backends
-from onepass.ops import OPS
 
+from .jobs import FOREACH, FUSED, LOOP, OURS, Job
+from .phases import Around, Part, make, parts
 from .workloads import Workload
 
-OURS, FUSED, NULL, LIMIT = "onepass", "torch-fused", "null", "limit"
-OPTIMIZERS = ("adamw", "adam")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-HALF = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Peer:
-    doc: str
-    flags: dict[str, bool]  # of torch.optim's constructor
-    temporaries: int  # further tensors the size of all parameters that a step may allocate
-
-
-PEERS = {
-    FUSED: Peer("torch.optim with fused=True", {"fused": True}, 0),
-    "torch-foreach": Peer("torch.optim with foreach=True", {"foreach": True}, 2),
-    "torch-loop": Peer("torch.optim, tensor by tensor", {"foreach": False, "fused": False}, 2),
-}
+NULL, LIMIT, HOST = "null", "limit", "host"
+PEERS = (FUSED, FOREACH, LOOP)
+TEMPORARIES = {FUSED: 0, FOREACH: 2, LOOP: 2}  # tensors the size of all parameters that a step may allocate
 
 
 def in_front(backend: str | None) -> contextlib.AbstractContextManager[object]:
@@ -44,36 +29,48 @@ def in_front(backend: str | None) -> contextlib.AbstractContextManager[object]:
 class Contestant:
     name: str
     step: Callable[[], object]
-    moments: str | None  # dtype of exp_avg and exp_avg_sq; None for the limit, which has none
-    bytes_per_element: int  # the least that a step has to move
-    backend: str | None = None  # of onepass, first in line while this contestant has its turn
+    moments: str | None  # dtype of its states; None where it has none
+    bytes_per_element: int | None  # the least that a step has to move; None where nothing is moved
+    part: str | None = None  # of its step, that is timed alone
+    around: tuple[Around, ...] = ()  # what its turns are run under
+    backend: str | None = None  # of onepass, first in line in its turns
     instances: int = 1  # equal copies that its steps go round
 
+    @property
+    def key(self) -> str:
+        return self.name if self.part is None else f"{self.name}: {self.part}"
 
-def contestants(peers: Sequence[str]) -> list[str]:
-    """Names of all who take part, the most important first. The null run comes with torch-fused, the limit
-    with the compiled part."""
-    null = [NULL] if FUSED in peers else []
-    limit = [LIMIT] if backends.compiled() else []
-    return [OURS, *(p for p in PEERS if p in peers and p == FUSED), *limit, *null] + [
-        p for p in PEERS if p in peers and p != FUSED
-    ]
-
-
-def bytes_per_element(optimizer: str, dtype: torch.dtype, moments: torch.dtype) -> int:
-    """Bytes that one step has to move for an element: read p, g, m, v and write p, m, v."""
-    if dtype == moments == torch.float32:
-        return next(op.bytes_per_element for op in OPS if op.name == f"{optimizer}_")
-    return 3 * dtype.itemsize + 4 * moments.itemsize
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """To be entered around its steps, outside of what is timed."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(in_front(self.backend))
+            for around in self.around:
+                stack.enter_context(around())
+            yield
 
 
-def needs(name: str, elements: int, dtype: torch.dtype) -> int:
+def contestants(job: Job, asked: Sequence[str]) -> list[str]:
+    """Names of all who take part, the most important first. The null run comes with the first peer, the limit
+    and the host alone with the compiled part."""
+    first, rest = split(job.against(asked))
+    compiled = [LIMIT, HOST] if backends.compiled() else []
+    return [OURS, *first, *compiled, *(NULL for _ in first), *rest]
+
+
+def split(names: list[str]) -> tuple[list[str], list[str]]:
+    """The first peer, whom the null run repeats, and the others."""
+    return names[:1], names[1:]
+
+
+def needs(name: str, job: Job) -> int:
     """Bytes of memory that a contestant takes while it runs, an upper bound."""
+    if name == HOST:  # it has onepass's tensors
+        return 0
     if name == LIMIT:
-        return 4 * 4 * elements
-    moments = torch.float32.itemsize if name == OURS and dtype in HALF else dtype.itemsize
-    more = PEERS[name].temporaries if name in PEERS else 0
-    return elements * ((2 + more) * dtype.itemsize + 2 * moments)
+        return 4 * 4 * job.elements()
+    size = (2 + TEMPORARIES.get(name, 0)) * job.dtype.itemsize + job.states_bytes(name)
+    return job.elements() * size
 
 
 def fit(wanted: Mapping[str, int], free: int | None) -> tuple[list[str], list[str]]:
@@ -114,26 +111,32 @@ def _limit(elements: int) -> Contestant:
     return Contestant(LIMIT, functools.partial(backends.rmw_probe, *arrays), None, 28)
 
 
-def make(name: str, optimizer: str, params: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a contestant."""
-    ours = name not in PEERS and name != NULL
-    module = onepass.optim if ours else torch.optim
-    kind = {"adamw": module.AdamW, "adam": module.Adam}[optimizer]
-    return kind(params, **({} if ours else PEERS[FUSED if name == NULL else name].flags))
+def contestant(name: str, job: Job, part: Part) -> Contestant:
+    moments = job.moments(name)
+    kept = None if moments is None else str(moments).removeprefix("torch.")
+    return Contestant(name, part.step, kept, part.bytes_per_element, part.name, part.around)
 
 
-def build(name: str, workload: Workload, optimizer: str, dtype: torch.dtype) -> Contestant:
-    """Makes a contestant and lets it do its first step, so that its states are there.
+class Builder:
+    """Makes the contestants of a job, each with its states."""
 
-    Args:
-        name: one of contestants().
-        optimizer: "adamw" or "adam"; hyperparameters are torch's defaults.
-        dtype: of parameters and gradients.
-    """
-    if name == LIMIT:
-        return _limit(workload.elements())
-    made = make(name, optimizer, parameters(workload, dtype))
-    made.step()
-    moments = next(iter(made.state.values()))["exp_avg"].dtype
-    size = bytes_per_element(optimizer, dtype, moments)
-    return Contestant(name, made.step, str(moments).removeprefix("torch."), size)
+    def __init__(self, job: Job, asked: Sequence[str]) -> None:
+        self.job = job
+        self.first, _ = split(job.against(asked))
+        self.ours: Contestant | None = None
+
+    def __call__(self, name: str) -> list[Contestant]:
+        """A contestant and, of onepass and the first peer, its parts."""
+        if name == LIMIT:
+            return [_limit(self.job.elements())]
+        if name == HOST:
+            assert self.ours is not None, "onepass comes first"
+            around = (*self.ours.around, lambda: backends.use_isa("idle"))
+            return [Contestant(HOST, self.ours.step, None, None, around=around)]
+        stands_for = self.first[0] if name == NULL else name
+        made = make(stands_for, self.job, parameters(self.job.workload, self.job.dtype))
+        made.step()
+        whole, *pieces = [contestant(name, self.job, part) for part in parts(stands_for, self.job, made)]
+        if name == OURS:
+            self.ours = whole
+        return [whole, *pieces] if name in (OURS, *self.first) else [whole]

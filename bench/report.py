@@ -9,15 +9,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from .jobs import OURS
 from .optim import Block
-from .peers import LIMIT, NULL, OURS
+from .peers import HOST, LIMIT, NULL
 from .rows import Row
 
-_LABELS = {
-    OURS: "onepass",
-    NULL: "null run: torch-fused again",
-    LIMIT: "limit: read-modify-write",
-}
 _CLOCKS = {"thread_cpu": "CPU ms/step", "wall": "wall ms/step", "cuda_event": "GPU ms/step"}
 _WIDTH = 132  # columns where there is no terminal to ask
 
@@ -29,9 +25,14 @@ def significant(x: float) -> str:
 
 
 def _label(row: Row) -> str:
-    if row.contestant == LIMIT and row.clock == "cuda_event":
-        return "limit: copy"
-    return _LABELS.get(row.contestant, row.contestant)
+    if row.part is not None:
+        return f"  {row.part}"
+    labels = {
+        NULL: f"null run: {row.baseline} again",
+        LIMIT: f"limit: {'copy' if row.clock == 'cuda_event' else 'read-modify-write'}",
+        HOST: "host: kernels that return at once",
+    }
+    return labels.get(row.contestant, row.contestant)
 
 
 def _ratio(row: Row) -> Text:
@@ -39,6 +40,12 @@ def _ratio(row: Row) -> Text:
         return Text()
     text = f"{row.ratio:.2f} x [{row.ratio_p25:.2f}-{row.ratio_p75:.2f}]"
     return Text(f"noise: {text}" if row.contestant == NULL else text)
+
+
+def _style(row: Row) -> str | None:
+    if row.part is not None or row.contestant in (NULL, HOST):
+        return "dim"
+    return "bold" if row.contestant == OURS else None
 
 
 def table(block: Block) -> Table:
@@ -56,10 +63,10 @@ def table(block: Block) -> Table:
             significant(row.ms),
             f"{significant(row.ms_p25)}-{significant(row.ms_p75)}",
             _ratio(row),
-            f"{row.gb_per_s:.1f}",
+            "" if row.gb_per_s is None else f"{row.gb_per_s:.1f}",
             "" if row.share_of_limit is None else f"{row.share_of_limit:.3f}",
             *([significant(row.ms_wall)] if on_gpu else []),
-            style="bold" if row.contestant == OURS else "dim" if row.contestant == NULL else None,
+            style=_style(row),
         )
     return made
 
@@ -80,9 +87,12 @@ def legend(block: Block) -> list[str]:
     null = next((row for row in rows if row.contestant == NULL), None)
     if null is not None:
         lines.append(
-            f"null run: two equal torch-fused optimizers against each other; a ratio within "
+            f"null run: two equal {null.baseline} optimizers against each other; a ratio within "
             f"{100 * noise(null):.0f} % of 1.00 means nothing in this run"
         )
+    host = next((row for row in rows if row.contestant == HOST), None)
+    if host is not None:
+        lines.append(f"host: {1e3 * host.ms / host.tensors:.3f} us a tensor")
     return lines + block.notes
 
 

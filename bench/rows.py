@@ -13,7 +13,7 @@ from typing import Any
 
 from .files import replacing
 
-SCHEMA = 1  # grows whenever a field changes its meaning or leaves
+SCHEMA = 2  # grows whenever a field changes its meaning or leaves
 CLOCKS = ("thread_cpu", "wall", "cuda_event")
 
 
@@ -43,11 +43,17 @@ class Row:
     workload: str = _doc("name of the workload")
     tensors: int = _doc("number of parameters")
     elements: int = _doc("elements in all parameters together")
-    optimizer: str = _doc("adamw or adam, with torch's default hyperparameters")
+    optimizer: str = _doc("name of the optimizer, with torch's default hyperparameters")
+    phase: str | None = _doc("set-to-none or zeroed: the whole phase; null for the step alone")
     dtype: str = _doc("of parameters and gradients")
-    moments: str | None = _doc("dtype in which this contestant keeps exp_avg and exp_avg_sq; null for limit")
-    contestant: str = _doc("onepass, onepass-BACKEND, torch-fused, torch-foreach, torch-loop, null or limit")
-    baseline: str | None = _doc("whom `ratio` compares with: onepass, for null torch-fused; null where none")
+    moments: str | None = _doc("dtype in which this contestant keeps its states; null where it has none")
+    contestant: str = _doc(
+        "onepass, onepass-BACKEND, torch-fused, torch-foreach, torch-loop, null, limit or host"
+    )
+    part: str | None = _doc("the part of a phase that was timed alone; null for all of it")
+    baseline: str | None = _doc(
+        "whom `ratio` compares with: onepass, for null the first of torch's; null where none"
+    )
     clock: str = _doc(
         "of ms and ratio: on the CPU thread_cpu with one thread, wall with more; on a GPU cuda_event"
     )
@@ -62,13 +68,15 @@ class Row:
     )
     ratio: float | None = _doc(
         "median over rounds of this contestant's time by the baseline's: how many times faster "
-        "the baseline is; null for the baseline itself and for limit"
+        "the baseline is; null for the baseline itself, for limit, for host and for parts"
     )
     ratio_p25: float | None = _doc("its 25th percentile")
     ratio_p75: float | None = _doc("its 75th percentile")
     ratio_wall: float | None = _doc("the median ratio by wall time, whatever `clock` is")
-    bytes_per_element: int = _doc("the least a step has to move for an element, at this contestant's dtypes")
-    gb_per_s: float = _doc("elements * bytes_per_element / ms, in 1e9 bytes a second")
+    bytes_per_element: int | None = _doc(
+        "the least that has to be moved for an element, at this contestant's dtypes; null for host"
+    )
+    gb_per_s: float | None = _doc("elements * bytes_per_element / ms, in 1e9 bytes a second; null for host")
     share_of_limit: float | None = _doc(
         "median over rounds of this contestant's bytes a second by those of limit; null without limit"
     )

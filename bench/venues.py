@@ -1,7 +1,6 @@
 """Where a sweep runs, on the CPU or on a GPU, and what differs between the two."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -10,8 +9,8 @@ from onepass import backends
 
 from . import clock, gpu_clock, gpu_peers, machine, peers
 from .clock import Clock, Laps
+from .jobs import FUSED, OURS, Job
 from .peers import Contestant
-from .workloads import Workload
 
 Tick = Callable[[float], None]
 
@@ -34,11 +33,11 @@ class Venue(Protocol):
 
     def free_memory(self) -> int | None: ...
 
-    def needs(self, peers: Sequence[str], workload: Workload, dtype: torch.dtype) -> dict[str, int]:
+    def needs(self, job: Job, peers: Sequence[str]) -> dict[str, int]:
         """Everybody who takes part, with the bytes of memory that they take, an upper bound."""
 
-    def builder(self, workload: Workload, optimizer: str, dtype: torch.dtype) -> Callable[[str], Contestant]:
-        """The function that makes a contestant of a name."""
+    def builder(self, job: Job, peers: Sequence[str]) -> Callable[[str], list[Contestant]]:
+        """The function that makes, of a name, a contestant and its parts."""
 
     def race(
         self, field: dict[str, Contestant], rounds: int, seconds: float, tick: Tick
@@ -47,7 +46,7 @@ class Venue(Protocol):
 
 class Cpu:
     device = "cpu"
-    peers: Sequence[str] = tuple(peers.PEERS)
+    peers: Sequence[str] = peers.PEERS
 
     def model(self) -> str:
         return machine.cpu_model()
@@ -64,16 +63,16 @@ class Cpu:
     def free_memory(self) -> int | None:
         return machine.free_memory()
 
-    def needs(self, names: Sequence[str], workload: Workload, dtype: torch.dtype) -> dict[str, int]:
-        elements = workload.elements()
-        return {name: peers.needs(name, elements, dtype) for name in peers.contestants(names)}
+    def needs(self, job: Job, asked: Sequence[str]) -> dict[str, int]:
+        return {name: peers.needs(name, job) for name in peers.contestants(job, asked)}
 
-    def builder(self, workload: Workload, optimizer: str, dtype: torch.dtype) -> Callable[[str], Contestant]:
-        return lambda name: peers.build(name, workload, optimizer, dtype)
+    def builder(self, job: Job, asked: Sequence[str]) -> Callable[[str], list[Contestant]]:
+        return peers.Builder(job, asked)
 
     def race(self, field: dict[str, Contestant], rounds: int, seconds: float, tick: Tick) -> dict[str, Laps]:
         steps = {name: contestant.step for name, contestant in field.items()}
-        return clock.race(steps, rounds=rounds, seconds=seconds, tick=tick)
+        turn = lambda name: field[name].turn()  # noqa: E731
+        return clock.race(steps, rounds=rounds, seconds=seconds, tick=tick, turn=turn)
 
 
 @dataclasses.dataclass
@@ -100,18 +99,17 @@ class Cuda:
     def free_memory(self) -> int | None:
         return machine.free_gpu_memory()
 
-    def _sets(self, workload: Workload, dtype: torch.dtype) -> int:
-        size = workload.elements() * 4 * dtype.itemsize  # at least: p, g and both moments
+    def _sets(self, job: Job) -> int:
+        states = min(job.states_bytes(OURS), job.states_bytes(FUSED))  # of whoever moves the least
+        size = job.elements() * (2 * job.dtype.itemsize + states)
         return gpu_peers.instances(size, self.gpu.cache_bytes)
 
-    def needs(self, names: Sequence[str], workload: Workload, dtype: torch.dtype) -> dict[str, int]:
-        everybody = gpu_peers.contestants(names, self.device)
-        return gpu_peers.needs(everybody, workload, dtype, self._sets(workload, dtype), self.device)
+    def needs(self, job: Job, asked: Sequence[str]) -> dict[str, int]:
+        everybody = gpu_peers.contestants(job, asked, self.device)
+        return gpu_peers.needs(everybody, job, self._sets(job), self.device)
 
-    def builder(self, workload: Workload, optimizer: str, dtype: torch.dtype) -> Callable[[str], Contestant]:
-        sets = self._sets(workload, dtype)
-        shared = functools.cache(lambda: gpu_peers.pools(workload, dtype, sets, self.device))
-        return lambda name: gpu_peers.build(name, workload, optimizer, dtype, shared(), self.device)
+    def builder(self, job: Job, asked: Sequence[str]) -> Callable[[str], list[Contestant]]:
+        return gpu_peers.Builder(job, asked, self._sets(job), self.device)
 
     def race(self, field: dict[str, Contestant], rounds: int, seconds: float, tick: Tick) -> dict[str, Laps]:
         return gpu_clock.race(field, rounds=rounds, seconds=seconds, gpu=self.gpu, tick=tick)

@@ -10,7 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from onepass import backends
-from onepass.bench import AREAS, cli, clock, files, machine, main, peers, plot, report, rows, workloads
+from onepass.bench import (
+    AREAS,
+    cli,
+    clock,
+    files,
+    jobs,
+    machine,
+    main,
+    markdown,
+    peers,
+    phases,
+    plot,
+    report,
+    rows,
+    workloads,
+)
 from onepass.ops import OPS
 
 ROW = rows.Row(
@@ -29,9 +44,11 @@ ROW = rows.Row(
     tensors=50,
     elements=204_800,
     optimizer="adamw",
+    phase=None,
     dtype="float32",
     moments="float32",
     contestant="torch-fused",
+    part=None,
     baseline="onepass",
     clock="thread_cpu",
     rounds=9,
@@ -50,6 +67,8 @@ ROW = rows.Row(
     share_of_limit=0.5,
 )
 TINY = ["optim", "--workload", "50x4096", "--rounds", "3", "--seconds", "0.1"]
+SMALL = workloads.Workload("small", "", lambda: [(3,), (2, 2)])
+ADAMW = jobs.Job(SMALL, "adamw")
 
 
 class FakeClock:
@@ -169,24 +188,99 @@ def test_headline_clock() -> None:
 # --- bytes and memory -----------------------------------------------------------------------------------
 
 
-def test_bytes_per_element() -> None:
-    from_table = {op.name: op.bytes_per_element for op in OPS}
-    float32, bfloat16, float64 = torch.float32, torch.bfloat16, torch.float64
-    for optimizer in peers.OPTIMIZERS:
-        assert peers.bytes_per_element(optimizer, float32, float32) == from_table[f"{optimizer}_"] == 28
-        assert peers.bytes_per_element(optimizer, bfloat16, float32) == 22  # onepass
-        assert peers.bytes_per_element(optimizer, bfloat16, bfloat16) == 14  # torch
-        assert peers.bytes_per_element(optimizer, float64, float64) == 56
+@pytest.mark.parametrize("name", jobs.OPTIMIZERS)
+def test_bytes_are_those_that_the_op_declares(name: str) -> None:
+    kind = jobs.OPTIMIZERS[name]
+    op = next(op for op in OPS if op.name == kind.op)
+    optional = len(kind.states) - op.required
+    step = op.bytes_per_element + 8 * optional
+    assert jobs.Job(SMALL, name).bytes("onepass") == step
+    assert jobs.Job(SMALL, name, phase="set-to-none").bytes("onepass") == step + 4
+    assert jobs.Job(SMALL, name, phase="zeroed").bytes("onepass") == step + 8
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_contestants_count_the_bytes_of_their_own_moments(dtype: torch.dtype) -> None:
-    small = workloads.Workload("small", "", lambda: [(3,), (2, 2)])
-    ours, torchs = (peers.build(name, small, "adam", dtype) for name in (peers.OURS, peers.FUSED))
-    assert ours.moments == "float32" and torchs.moments == str(dtype).removeprefix("torch.")
-    assert (ours.bytes_per_element, torchs.bytes_per_element) == (
-        (28, 28) if dtype.itemsize == 4 else (22, 14)
-    )
+@pytest.mark.parametrize(
+    ("dtype", "state", "ours", "torchs"),
+    [
+        (torch.float32, "fp32", 28, 28),
+        (torch.bfloat16, "fp32", 22, 14),
+        (torch.bfloat16, "bf16", 14, 14),
+        (torch.float32, "bf16", 20, 28),
+        (torch.float64, "fp32", 56, 56),
+    ],
+)
+def test_bytes_follow_from_the_dtypes(dtype: torch.dtype, state: str, ours: int, torchs: int) -> None:
+    job = jobs.Job(SMALL, "adamw", dtype, state)
+    assert (job.bytes("onepass"), job.bytes("torch-fused")) == (ours, torchs)
+    assert job.bytes("null") == torchs and job.bytes("onepass-triton") == ours
+
+
+@pytest.mark.parametrize("optimizer", jobs.OPTIMIZERS)
+@pytest.mark.parametrize("state", jobs.STATES)
+def test_contestants_keep_what_their_job_says(optimizer: str, state: str) -> None:
+    job = jobs.Job(SMALL, optimizer, torch.bfloat16, state)
+    for name in (jobs.OURS, *job.against(peers.PEERS)):
+        made = phases.make(name, job, peers.parameters(SMALL, torch.bfloat16))
+        made.step()
+        kept = {k: v for k, v in next(iter(made.state.values()), {}).items() if k != "step" and v is not None}
+        assert tuple(kept) == job.kind.states
+        assert {v.dtype for v in kept.values()} <= {job.moments(name)}
+
+
+# --- phases ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", jobs.PHASES)
+def test_all_contestants_do_the_same_phase(phase: str) -> None:
+    job, grads = jobs.Job(SMALL, "adam", phase=phase), {}
+    after = {}
+    for name in (jobs.OURS, *peers.PEERS):
+        params = peers.parameters(SMALL, torch.float32)
+        for p in params:
+            p.grad.mul_(50.0)  # far above MAX_GRAD_NORM
+        made = phases.make(name, job, params)
+        whole, *pieces = phases.parts(name, job, made)
+        whole.step()
+        after[name] = torch.cat([p.detach().flatten() for p in params])
+        grads[name] = torch.cat([p.grad.flatten() for p in params])
+        assert [piece.name for piece in pieces] == {
+            jobs.OURS: ["grad_stats", "step"],
+        }.get(name, ["unscale", "clip", "step", *(["zero"] if phase == "zeroed" else [])])
+    for name in peers.PEERS:
+        torch.testing.assert_close(after[name], after[jobs.OURS])
+    assert all((g == 0).all() == (phase == "zeroed") for g in grads.values())
+
+
+def test_parts_are_pieces_of_the_whole() -> None:
+    job = jobs.Job(SMALL, "adam", phase="zeroed")
+    params = peers.parameters(SMALL, torch.float32)
+    made = phases.make(jobs.OURS, job, params)
+    _, stats, step = phases.parts(jobs.OURS, job, made)
+    before = [p.detach().clone() for p in params]
+    stats.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    contestant = peers.contestant(jobs.OURS, job, step)
+    with contestant.turn():
+        assert made.max_grad_norm is None and all((p.grad == 0.5).all() for p in params)
+        contestant.step()
+        assert all((p.grad == 0).all() for p in params)
+    assert made.max_grad_norm == jobs.MAX_GRAD_NORM
+    assert (stats.bytes_per_element, step.bytes_per_element, job.bytes(jobs.OURS)) == (4, 32, 36)
+
+
+def test_host_runs_onepass_without_its_kernels() -> None:
+    if not backends.compiled():
+        pytest.skip("nothing is compiled here")
+    build = peers.Builder(ADAMW, peers.PEERS)
+    (ours,) = build(jobs.OURS)
+    (host,) = build(peers.HOST)
+    isa, p = backends.isa(), ours.step.__self__.param_groups[0]["params"][0]
+    before = p.detach().clone()
+    with host.turn():
+        host.step()
+    assert torch.equal(p, before) and backends.isa() == isa
+    ours.step()
+    assert not torch.equal(p, before)
 
 
 def test_memory_decides_who_takes_part() -> None:
@@ -293,11 +387,12 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, picture = tmp_path / "rows.jsonl", tmp_path / "out.png"
     assert main([*TINY, "--json", str(out), "--plot", str(picture)]) == 0
     written = rows.read_rows(out)
-    assert [row.contestant for row in written] == peers.contestants(list(peers.PEERS))
+    assert [row.contestant for row in written] == peers.contestants(ADAMW, peers.PEERS)
     for row in written:
-        assert row.gb_per_s == pytest.approx(row.elements * row.bytes_per_element / row.ms / 1e6)
-        assert (row.share_of_limit is None) == (backends._C is None)
-        compared = {"onepass": None, "limit": None, "null": "torch-fused"}
+        if row.contestant != "host":
+            assert row.gb_per_s == pytest.approx(row.elements * row.bytes_per_element / row.ms / 1e6)
+        assert (row.share_of_limit is None) == (backends._C is None or row.contestant == "host")
+        compared = {"onepass": None, "limit": None, "host": None, "null": "torch-fused"}
         assert row.baseline == compared.get(row.contestant, "onepass")
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out
@@ -318,9 +413,27 @@ def test_a_block_per_thread_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert main([*TINY, "--threads", "1", "2", "1", "--json", str(out)]) == 0
     assert during == [1, 2] and torch.get_num_threads() == before
     written = rows.read_rows(out)
-    assert [row.contestant for row in written] == 2 * peers.contestants(list(peers.PEERS))
+    assert [row.contestant for row in written] == 2 * peers.contestants(ADAMW, peers.PEERS)
     assert {(row.threads, row.clock, row.ms) for row in written} == {(1, "thread_cpu", 1e3), (2, "wall", 2e3)}
     assert {(row.ms_thread_cpu, row.ms_wall) for row in written} == {(1e3, 2e3)}
+
+
+def test_phases_and_optimizers_without_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, picture = tmp_path / "rows.jsonl", tmp_path / "out.png"
+    argv = [*TINY, "--optimizer", "rmsprop", "lion", "--phase", "set-to-none", "zeroed"]
+    argv += ["--peers", "torch-fused", "torch-foreach", "--json", str(out), "--plot", str(picture)]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "50x4096 · rmsprop float32 · phase, zeroed · 1 thread" in text
+    assert "torch-fused is left out: torch has no such RMSprop" in text
+    assert "two equal torch-foreach optimizers" in text and "grad_stats" in text and "unscale" in text
+    written = rows.read_rows(out)
+    assert {row.contestant for row in written if row.optimizer == "lion"} <= {"onepass", "limit", "host"}
+    assert {row.baseline for row in written if row.contestant == "null"} == {"torch-foreach"}
+    assert {row.part for row in written if row.contestant == "onepass"} == {None, "grad_stats", "step"}
+    table = markdown.phases(written)
+    assert "| rmsprop | zeroed | 50x4096 | float32 | 1 | - |" in table and table.count("grad_stats") == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_half_precision_without_the_compiled_part(
@@ -347,14 +460,14 @@ def test_too_little_memory_is_said(
 def test_a_peer_that_refuses_is_left_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = peers.build
+    build = peers.Builder.__call__
 
-    def refusing(name: str, *args: object) -> peers.Contestant:
-        if name == peers.FUSED:
+    def refusing(self: peers.Builder, name: str) -> list[peers.Contestant]:
+        if name == jobs.FUSED:
             raise RuntimeError("fused=True is not for you\nand more")
-        return build(name, *args)
+        return build(self, name)
 
-    monkeypatch.setattr(peers, "build", refusing)
+    monkeypatch.setattr(peers.Builder, "__call__", refusing)
     assert main([*TINY, "--peers", "torch-fused"]) == 0
     text = capsys.readouterr().out
     assert "torch-fused is left out: fused=True is not for you" in text

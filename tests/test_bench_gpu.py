@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import subprocess
 import time
@@ -15,6 +16,7 @@ from onepass.bench import (
     clock,
     gpu_clock,
     gpu_peers,
+    jobs,
     machine,
     main,
     markdown,
@@ -27,6 +29,7 @@ from onepass.bench import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+ADAMW = jobs.Job(workloads.Workload("small", "", lambda: [(3,), (2, 2)]), "adamw")
 
 
 class FakeGpu:
@@ -169,7 +172,7 @@ def test_every_backend_with_kernels_takes_part(
     served: tuple[str, ...], ours: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _served(monkeypatch, *served)
-    names = gpu_peers.contestants(gpu_peers.USUAL)
+    names = gpu_peers.contestants(ADAMW, gpu_peers.USUAL)
     assert set(names) - set(ours) == {"torch-fused", "torch-foreach", "limit", "null"}
     assert {name: gpu_peers.backend(name) for name in names if gpu_peers.backend(name)} == ours
     assert names[0] == "onepass" and names.index("torch-fused") < names.index("null")
@@ -177,24 +180,23 @@ def test_every_backend_with_kernels_takes_part(
 
 def test_shared_memory_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _served(monkeypatch, "cpp", "triton")
-    billion = workloads.WORKLOADS["1B"]
-    names = gpu_peers.contestants(gpu_peers.USUAL)
-    giga = {n: size / 1e9 for n, size in gpu_peers.needs(names, billion, torch.float32).items()}
+    billion = jobs.Job(workloads.WORKLOADS["1B"], "adamw")
+    names = gpu_peers.contestants(billion, gpu_peers.USUAL)
+    giga = {n: size / 1e9 for n, size in gpu_peers.needs(names, billion).items()}
     two_chunks = 2 * gpu_peers.CHUNK / 1e9
     expected = {"onepass": 16, "limit": two_chunks, "torch-foreach": 8}
     assert giga == pytest.approx({name: expected.get(name, 0) for name in names})
-    half = {n: size / 1e9 for n, size in gpu_peers.needs(names, billion, torch.bfloat16).items()}
+    halves = dataclasses.replace(billion, dtype=torch.bfloat16)
+    half = {n: size / 1e9 for n, size in gpu_peers.needs(names, halves).items()}
     expected = {"onepass": 12, "torch-fused": 4, "limit": two_chunks, "torch-foreach": 4}
     assert half == pytest.approx({name: expected.get(name, 0) for name in names})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_contestants_share_what_is_of_one_dtype(dtype: torch.dtype) -> None:
-    small = workloads.Workload("small", "", lambda: [(3,), (2, 2)])
-    (pool,) = gpu_peers.pools(small, dtype, 1, "cpu")
-    ours, fused, foreach = (
-        pool.optimizer(n, "adamw", dtype) for n in ("onepass", "torch-fused", "torch-foreach")
-    )
+    job = dataclasses.replace(ADAMW, dtype=dtype)
+    (pool,) = gpu_peers.pools(job, 1, "cpu")
+    ours, fused, foreach = (pool.optimizer(n, job) for n in ("onepass", "torch-fused", "torch-foreach"))
     p = pool.params[0]
     moments = [o.state[p]["exp_avg"] for o in (ours, fused, foreach)]
     assert moments[1] is moments[2] or moments[1].data_ptr() == moments[2].data_ptr()
@@ -235,7 +237,8 @@ def no_bar(title: str) -> Iterator[Callable[[float], None]]:
 
 
 def sweep(**options: object) -> list[optim.Block]:
-    given = {"workload": ["50x4096"], "optimizer": "adamw", "dtype": "float32", "peers": None, "threads": [1]}
+    given = {"workload": ["50x4096"], "optimizer": ["adamw"], "phase": None, "dtype": "float32"}
+    given |= {"state": "fp32", "peers": None, "threads": [1]}
     args = argparse.Namespace(**{**given, "device": "cuda", "rounds": 3, "seconds": 9.0, **options})
     return list(optim.sweep(args, no_bar))
 
@@ -273,6 +276,18 @@ def test_rows_of_a_gpu(gpu: FakeGpu, dtype: str, capsys: pytest.CaptureFixture[s
     assert "GPU ms/step" in text and "host ms/step" in text and "limit: copy" in text and "A GPU" in text
 
 
+@pytest.mark.parametrize("optimizer", jobs.OPTIMIZERS)
+def test_phases_of_a_gpu(gpu: FakeGpu, optimizer: str) -> None:
+    zeroed, kept = sweep(optimizer=[optimizer], phase=["zeroed", "set-to-none"])
+    for block in (zeroed, kept):
+        ours = [row for row in block.rows if row.contestant == "onepass"]
+        assert [row.part for row in ours] == [None, "grad_stats", "step"]
+        assert ours[0].bytes_per_element == sum(row.bytes_per_element for row in ours[1:])
+        first = [row for row in block.rows if row.contestant == jobs.FUSED and row.part is not None]
+        assert len(first) == (0 if optimizer in ("rmsprop", "lion") else 4 if block is zeroed else 3)
+    assert "phase, zeroed" in zeroed.title and len(markdown.phases(zeroed.rows + kept.rows).splitlines()) == 4
+
+
 def test_second_backend_has_a_row_of_its_own(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     contestants = gpu_peers.contestants
     monkeypatch.setattr(
@@ -308,10 +323,10 @@ def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 def test_table_of_a_gpu(gpu: FakeGpu) -> None:
     made = [row for dtype in ("float32", "bfloat16") for block in sweep(dtype=dtype) for row in block.rows]
-    head, rule, *lines = markdown.table(made).splitlines()
-    assert head.startswith("| workload | dtype | ms | host ms | over torch-fused | over torch-foreach |")
-    assert [line.split(" | ")[:2] for line in lines] == [["| 50x4096", "float32"], ["| 50x4096", "bfloat16"]]
-    assert {line.count("|") for line in (head, rule, *lines)} == {11}
+    head, rule, *lines = markdown.steps(made).splitlines()
+    assert head.startswith("| optimizer | workload | dtype | threads | ms | host ms | over torch-fused |")
+    assert [line.split(" | ")[2] for line in lines] == ["float32", "bfloat16, float32 states"]
+    assert {line.count("|") for line in (head, rule, *lines)} == {13}
 
 
 def test_memory_that_went_meanwhile_is_said(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,11 +375,11 @@ def test_flush_is_outside_the_timed_step_and_nothing_waits() -> None:
 
 # --- gpu.sh ---------------------------------------------------------------------------------------------
 
-BENCHES = [
-    f"bench-{w}-{d}" for d in ("float32", "bfloat16") for w in ("resnet50", "1B", "gpt2", "tiny2000", "llama")
-]
-STAGES = ["build", "info", "selftest-cuda", "gpu-tests", "selftest-cpu", "cpu-tests"]
-STAGES += ["sanitizer-memcheck", "sanitizer-racecheck", *BENCHES]
+BENCHES = [f"bench-{w}-float32" for w in ("resnet50", "1B", "gpt2", "tiny2000", "llama")]
+BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")] + ["bench-optimizers"]
+BENCHES += [f"bench-{w}-bfloat16" for w in ("resnet50", "1B", "gpt2", "llama")]
+STAGES = ["build", "info", "selftest-cuda", "gpu-tests", "sanitizer-memcheck", "sanitizer-racecheck"]
+STAGES += ["selftest-cpu", "cpu-tests", *BENCHES]
 
 PROGRAM = """#!/bin/bash
 echo "$(basename "$0") $*" >>"$CALLS"

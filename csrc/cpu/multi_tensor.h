@@ -2,10 +2,11 @@
 //
 // Memory contract. Each stream (parameter, gradient, states, average of weights) is read once and, but for
 // the gradient, written once; the gradient is written where the step leaves zeros or its clipped values in
-// it. Streams in the arithmetic type that lie alike are worked on in place. Others (half storage, strided or
-// differently laid out) pass through tiles of kTile elements on the stack, so that the arithmetic exists in
-// one loop for all of them. What only some steps do (the average, the gradient's new values) is a loop of
-// its own over the same tile, which is in the first-level cache by then. Nothing is allocated.
+// it. Streams of float32, float64 and bfloat16 that lie alike are worked on in place; bfloat16 is widened and
+// rounded in registers, beside the divisions that the loop waits for. Others (float16, strided or differently
+// laid out) pass through tiles of kTile elements on the stack, so that the arithmetic exists in one loop for
+// all of them. What only some steps do (the average, the gradient's new values) is a loop of its own over
+// the same tile, which is in the first-level cache by then. Nothing is allocated.
 #pragma once
 #include "../rules/step.h"
 #include "isa.h"
@@ -13,25 +14,28 @@
 
 namespace onepass::ONEPASS_ISA {
 
-// The arithmetic: n elements, every stream contiguous in T. The step is taken by value: its coefficients then
-// stay in registers, whatever the stores may alias.
-template <class Step, class T = typename Step::T>
-void update(const Step step, int64_t n, T* __restrict p, const T* __restrict g, T* const* state) {
+// The arithmetic: n elements, every stream contiguous: parameter and gradient of type P, states of type S.
+// The step is taken by value: its coefficients then stay in registers, whatever the stores may alias.
+template <class Step, class P, class S>
+void update(const Step step, int64_t n, P* __restrict p, const P* __restrict g, S* const* state) {
+  using T = typename Step::T;
   constexpr int kStates = Step::kStates;
-  T* __restrict s0 = kStates > 0 ? state[0] : nullptr;
-  T* __restrict s1 = kStates > 1 ? state[1] : nullptr;
-  T* __restrict s2 = kStates > 2 ? state[2] : nullptr;
+  S* __restrict s0 = kStates > 0 ? state[0] : nullptr;
+  S* __restrict s1 = kStates > 1 ? state[1] : nullptr;
+  S* __restrict s2 = kStates > 2 ? state[2] : nullptr;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    T param = p[i], a = T(0), b = T(0), c = T(0);
-    if constexpr (kStates > 0) a = s0[i];
-    if constexpr (kStates > 1) b = s1[i];
-    if constexpr (kStates > 2) c = s2[i];
-    step(g[i], param, a, b, c);
-    p[i] = param;
-    if constexpr (kStates > 0) s0[i] = a;
-    if constexpr (kStates > 1) s1[i] = b;
-    if constexpr (kStates > 2) s2[i] = c;
+    T param, grad, a = T(0), b = T(0), c = T(0);
+    load(param, p[i]);
+    load(grad, g[i]);
+    if constexpr (kStates > 0) load(a, s0[i]);
+    if constexpr (kStates > 1) load(b, s1[i]);
+    if constexpr (kStates > 2) load(c, s2[i]);
+    step(grad, param, a, b, c);
+    store(p[i], param);
+    if constexpr (kStates > 0) store(s0[i], a);
+    if constexpr (kStates > 1) store(s1[i], b);
+    if constexpr (kStates > 2) store(s2[i], c);
   }
 }
 
@@ -49,16 +53,16 @@ void leave(const Step step, GradsAfter after, int64_t n, T* g) {
 }
 
 // The plain step on streams that need no tile: one loop over the whole row.
-template <class Step>
+template <class P, class S, class Step>
 bool update_in_place(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
-  using T = typename Step::T;
   bool plain = !row.box && !launch.ema && launch.grads_after == GradsAfter::kKept;
-  for (int s = 0; s < kState + Step::kStates; ++s) plain &= is_stored<T>(row.dtype[s]);
+  plain &= is_stored<P>(row.dtype[kParam]) && is_stored<P>(row.dtype[kGrad]);
+  for (int s = 0; s < Step::kStates; ++s) plain &= is_stored<S>(row.dtype[kState + s]);
   if (!plain) return false;
-  T* state[kMaxStates] = {};
-  for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<T*>(row.data[kState + s]) + from;
-  update(step, to - from, static_cast<T*>(row.data[kParam]) + from,
-         static_cast<const T*>(row.data[kGrad]) + from, state);
+  S* state[kMaxStates] = {};
+  for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<S*>(row.data[kState + s]) + from;
+  update(step, to - from, static_cast<P*>(row.data[kParam]) + from,
+         static_cast<const P*>(row.data[kGrad]) + from, state);
   return true;
 }
 
@@ -66,7 +70,12 @@ bool update_in_place(const Step& step, const Row& row, const Launch& launch, int
 template <class Step>
 void update_row(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
   using T = typename Step::T;
-  if (update_in_place(step, row, launch, from, to)) return;
+  if (update_in_place<T, T>(step, row, launch, from, to)) return;
+  if constexpr (sizeof(T) == 4) {
+    if (update_in_place<BFloat16, T>(step, row, launch, from, to)) return;
+    if (update_in_place<BFloat16, BFloat16>(step, row, launch, from, to)) return;
+    if (update_in_place<T, BFloat16>(step, row, launch, from, to)) return;
+  }
   Window<T> p{row, kParam}, g{row, kGrad}, s0{row, kState}, s1{row, kState + 1}, s2{row, kState + 2};
   Window<T> ema{row, kState + Step::kStates};
   Window<T>* states[] = {&s0, &s1, &s2};

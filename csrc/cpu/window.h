@@ -48,10 +48,19 @@ inline void store_tile(const T* from, const Row& row, int stream, int64_t start,
   });
 }
 
-// Is T what a stream of this dtype holds?
-template <class T>
+template <class S>
+constexpr DType kDTypeOf = DType::kOther;
+template <>
+inline constexpr DType kDTypeOf<float> = DType::kFloat32;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::kFloat64;
+template <>
+inline constexpr DType kDTypeOf<BFloat16> = DType::kBFloat16;
+
+// Is S what a stream of this dtype holds?
+template <class S>
 constexpr bool is_stored(DType dtype) {
-  return dtype == (sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32);
+  return dtype == kDTypeOf<S>;
 }
 
 template <class T>

@@ -1,9 +1,11 @@
 // Step<Rule>: all that the optimizer phase does to one element, in this order, for every optimizer:
 //
-//   g   <- clip / loss scale * gradient          clip = min(1, max_grad_norm / (norm + 1e-6)), as torch has
-//   it g   <- -g to maximize, + weight_decay * p unless the rule decays weights itself, + l1 * sign(p) p   <-
-//   the rule ema <- ema_decay * ema + (1 - ema_decay) * p
+//   g   <- clip / loss scale * gradient
+//   g   <- -g to maximize, + weight_decay * p unless the rule decays weights itself, + l1 * sign(p)
+//   p   <- the rule
+//   ema <- ema_decay * ema + (1 - ema_decay) * p
 //
+// with clip = min(1, max_grad_norm / (norm + 1e-6)), as torch has it.
 // norm is that of all gradients, unscaled: rules/stats.h. The gradient that is written back, where one is, is
 // the one of the first line.
 #pragma once

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The rows behind README.md's tables, measured on this machine's CPU:  bench/cpu.sh ROWS.jsonl  (ten minutes)
+set -euo pipefail
+
+if [ $# -ne 1 ]; then
+    echo "usage: bench/cpu.sh ROWS.jsonl" >&2
+    exit 2
+fi
+python=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
+bench() {
+    "$python" -m onepass bench optim --json "$1" "${@:2}"
+}
+
+bench "$1" --threads 1 2
+bench "$1" --optimizer sgd sgd-momentum rmsprop adagrad lion --workload resnet50 --workload tiny2000
+bench "$1" --workload resnet50 --dtype bfloat16
+bench "$1" --workload resnet50 --dtype bfloat16 --state bf16
+bench "$1" --workload resnet50 --workload gpt2 --phase set-to-none zeroed --peers torch-fused torch-foreach --seconds 30
