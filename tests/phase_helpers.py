@@ -29,6 +29,10 @@ class PlainLion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
             for p in group["params"]:
@@ -39,6 +43,7 @@ class PlainLion(torch.optim.Optimizer):
                 update = (beta1 * m + (1 - beta1) * g).sign()
                 p.mul_(1 - lr * decay).add_(update, alpha=-lr)
                 m.mul_(beta2).add_(g, alpha=1 - beta2)
+        return loss
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,7 @@ def test_signatures_are_torchs(name, method):
     as_given = [[(p.name, p.kind, p.default) for p in s.parameters.values()] for s in (ours, theirs)]
     assert as_given[0][: len(as_given[1])] == as_given[1]
     more = {name: default for name, _, default in as_given[0][len(as_given[1]) :]}
-    own = {"rounding": "onepass"} if name == "adam" else {}  # AdamW hands it on to Adam
-    assert more == ({**own, **Phase.arguments()} if method == "__init__" else {})
+    assert more == ({"rounding": "onepass", **Phase.arguments()} if method == "__init__" else {})
 
 
 @names

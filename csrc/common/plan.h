@@ -68,16 +68,20 @@ struct Cut {
 // ones for any number of pieces, and so are the bits.
 constexpr int64_t kCutMultiple = 64;
 
-// Where piece k of `pieces` equal ones starts, k = 0 .. pieces. 64-bit throughout: numel may pass 2^31.
-inline Cut cut(const std::vector<int64_t>& begin, int64_t pieces, int64_t k) {
+// Where the element stands that has `target` elements before it.
+inline Cut cut_at(const std::vector<int64_t>& begin, int64_t target) {
   const int64_t rows = static_cast<int64_t>(begin.size()) - 1;
-  if (k == 0) return {0, 0};
-  if (k == pieces) return {rows, 0};
-  const int64_t numel = begin.back();
-  const int64_t target = numel / pieces * k + numel % pieces * k / pieces;
   const int64_t row = std::upper_bound(begin.begin(), begin.end(), target) - begin.begin() - 1;
   if (row == rows) return {rows, 0};
   return {row, (target - begin[row]) / kCutMultiple * kCutMultiple};
+}
+
+// Where piece k of `pieces` equal ones starts, k = 0 .. pieces. 64-bit throughout: numel may pass 2^31.
+inline Cut cut(const std::vector<int64_t>& begin, int64_t pieces, int64_t k) {
+  if (k == 0) return {0, 0};
+  if (k == pieces) return {static_cast<int64_t>(begin.size()) - 1, 0};
+  const int64_t numel = begin.back();
+  return cut_at(begin, numel / pieces * k + numel % pieces * k / pieces);
 }
 
 }  // namespace onepass

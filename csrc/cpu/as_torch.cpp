@@ -14,13 +14,17 @@ constexpr int64_t kTorchVector = 8;
 // As multi_tensor, with another rule for the elements behind a row's last full vector of torch's.
 template <bool kDecoupled, bool kAmsgrad>
 void adam_as_torch(const Launch& launch, Cut from, Cut to) {
-  Coefficients<Step<AdamAsTorch<float, kDecoupled, kAmsgrad, /*kTail=*/false>>> vectors;
-  Coefficients<Step<AdamAsTorch<float, kDecoupled, kAmsgrad, /*kTail=*/true>>> tails;
+  using Vectors = Step<AdamAsTorch<float, kDecoupled, kAmsgrad, /*kTail=*/false>>;
+  using Tails = Step<AdamAsTorch<float, kDecoupled, kAmsgrad, /*kTail=*/true>>;
+  Coefficients<Vectors> vectors[kMaxStrands];
+  Coefficients<Tails> tails[kMaxStrands];
   const Scaling scaling = scaling_of(launch);
-  for_each_row(launch, from, to, [&](const Row& row, int64_t first, int64_t last) {
+  const int strands = strands_of(launch, Vectors::kStates);
+  for_each_block(launch, from, to, strands, [&](int k, const Row& row, int64_t first, int64_t last) {
     const int64_t tail = row.numel - row.numel % kTorchVector;
-    if (first < tail) update_row(vectors.at(launch, scaling, row), row, launch, first, std::min(last, tail));
-    if (last > tail) update_row(tails.at(launch, scaling, row), row, launch, std::max(first, tail), last);
+    if (first < tail)
+      update_row(vectors[k].at(launch, scaling, row), row, launch, first, std::min(last, tail));
+    if (last > tail) update_row(tails[k].at(launch, scaling, row), row, launch, std::max(first, tail), last);
     if (first == 0) advance(row);
   });
 }

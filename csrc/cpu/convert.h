@@ -38,7 +38,10 @@ inline void store(T& to, T from) {
   to = from;
 }
 
-inline void load(float& to, BFloat16 from) { to = as_float(static_cast<uint32_t>(from.bits) << 16); }
+template <class T>
+inline void load(T& to, BFloat16 from) {
+  to = as_float(static_cast<uint32_t>(from.bits) << 16);
+}
 // To nearest, ties to even. A NaN must not be rounded: the carry could turn it into inf or a number.
 inline void store(BFloat16& to, float from) {
   const uint32_t bits = as_bits(from);

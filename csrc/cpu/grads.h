@@ -12,36 +12,64 @@ namespace onepass::ONEPASS_ISA {
 constexpr int kLanes = 16;
 
 template <class T>
-GradSum sum_of(const T* g, int64_t n) {
+struct Lanes {
   double squares[kLanes] = {}, poison[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) GradSum::add(g[i + k], squares[k], poison[k]);
-  GradSum sum;
-  for (; i < n; ++i) GradSum::add(g[i], sum.squares, sum.poison);
-  for (int k = 0; k < kLanes; ++k) sum.merge({squares[k], poison[k]});
-  sum.settle<T>();
-  return sum;
-}
+
+  template <class S>  // what the gradient is stored in
+  void add(const S* g, int64_t n) {
+    double s[kLanes], bad[kLanes];
+    std::copy_n(squares, kLanes, s);
+    std::copy_n(poison, kLanes, bad);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      for (int k = 0; k < kLanes; ++k) add(g[i + k], s[k], bad[k]);
+    for (int k = 0; k < n - i; ++k) add(g[i + k], s[k], bad[k]);
+    std::copy_n(s, kLanes, squares);
+    std::copy_n(bad, kLanes, poison);
+  }
+
+  template <class S>
+  static void add(S stored, double& squares, double& poison) {
+    T g;
+    load(g, stored);
+    GradSum::add(g, squares, poison);
+  }
+
+  GradSum sum() const {
+    GradSum all;
+    for (int k = 0; k < kLanes; ++k) all.merge({squares[k], poison[k]});
+    all.settle<T>();
+    return all;
+  }
+};
 
 template <class T>
-GradSum sum_row(const Row& row, int64_t from, int64_t to) {
+void add_row(Lanes<T>& lanes, const Row& row, int64_t from, int64_t to) {
+  if (!row.box && is_stored<T>(row.dtype[kGrad]))
+    return lanes.add(static_cast<const T*>(row.data[kGrad]) + from, to - from);
+  if (!row.box && is_stored<BFloat16>(row.dtype[kGrad]))
+    return lanes.add(static_cast<const BFloat16*>(row.data[kGrad]) + from, to - from);
   Window<T> g{row, kGrad};
-  if (g.in_place()) return sum_of(g.load(from, to - from), to - from);
-  GradSum sum;
   for (int64_t i = from; i < to; i += kTile) {
     const int64_t n = to - i < kTile ? to - i : kTile;
-    sum.merge(sum_of(g.load(i, n), n));
+    lanes.add(g.load(i, n), n);
   }
-  return sum;
 }
 
 inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
-  GradSum sum;
-  for_each_row(launch, from, to, [&](const Row& row, int64_t first, int64_t last) {
-    sum.merge(row.dtype[kGrad] == DType::kFloat64 ? sum_row<double>(row, first, last)
-                                                  : sum_row<float>(row, first, last));
+  Lanes<float> single[kMaxStrands];
+  Lanes<double> twice[kMaxStrands];
+  for_each_block(launch, from, to, kMaxStrands, [&](int k, const Row& row, int64_t first, int64_t last) {
+    if (row.dtype[kGrad] == DType::kFloat64)
+      add_row(twice[k], row, first, last);
+    else
+      add_row(single[k], row, first, last);
   });
+  GradSum sum;
+  for (int k = 0; k < kMaxStrands; ++k) {
+    sum.merge(single[k].sum());
+    sum.merge(twice[k].sum());
+  }
   return sum;
 }
 
@@ -58,7 +86,7 @@ void scale_row(const Row& row, T factor, bool zero, int64_t from, int64_t to) {
 }
 
 inline void scale_piece(const Launch& launch, double factor, bool zero, Cut from, Cut to) {
-  for_each_row(launch, from, to, [&](const Row& row, int64_t first, int64_t last) {
+  for_each_block(launch, from, to, kMaxStrands, [&](int, const Row& row, int64_t first, int64_t last) {
     if (row.dtype[kGrad] == DType::kFloat64)
       scale_row<double>(row, factor, zero, first, last);
     else

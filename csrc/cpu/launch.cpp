@@ -11,7 +11,7 @@ namespace onepass {
 constexpr int64_t kElementsPerThread = 16384;
 
 // Elements whose squares are summed by one thread, whatever their number: the sums are the same then.
-constexpr int64_t kElementsPerSum = 65536;
+constexpr int64_t kElementsPerSum = 524'288;
 
 // Calls body(k) for k in [0, pieces), side by side where there are several.
 template <class Body>

@@ -9,7 +9,7 @@
 // the same tile, which is in the first-level cache by then. Nothing is allocated.
 #pragma once
 #include "../rules/step.h"
-#include "isa.h"
+#include "strands.h"
 #include "window.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -118,36 +118,12 @@ class Coefficients {
   Step step_;
 };
 
-// What the next row needs, fetched while this one is computed. The processor's own prefetcher needs a few
-// lines to see a stream: of small tensors it sees too little too late.
-inline void prefetch(const Row& row) {
-  constexpr int64_t kLine = 64, kBytes = 2048;
-  for (int s = 0; s < kMaxStreams; ++s) {
-    const char* data = static_cast<const char*>(row.data[s]);
-    const int64_t bytes = row.numel * size_of(row.dtype[s]);
-    for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine)
-      __builtin_prefetch(data + at, s != kGrad);
-  }
-  __builtin_prefetch(row.step, 1);
-}
-
 inline void advance(const Row& row) {
   if (!row.step) return;
   if (row.step_dtype == DType::kFloat64)
     *static_cast<double*>(row.step) = row.t;
   else
     *static_cast<float*>(row.step) = static_cast<float>(row.t);
-}
-
-// Calls body(row, first, last) for each row's elements that lie in the piece [from, to) of a launch.
-template <class Body>
-void for_each_row(const Launch& launch, Cut from, Cut to, const Body& body) {
-  const int64_t end = to.offset > 0 ? to.row + 1 : to.row;
-  for (int64_t r = from.row; r < end; ++r) {
-    const Row& row = launch.rows[r];
-    if (r + 1 < end) prefetch(launch.rows[r + 1]);
-    body(row, r == from.row ? from.offset : 0, r == to.row ? to.offset : row.numel);
-  }
 }
 
 inline Scaling scaling_of(const Launch& launch) {
@@ -157,18 +133,28 @@ inline Scaling scaling_of(const Launch& launch) {
   return scaling;
 }
 
+// How many strands to walk in turn. Two pay up to four streams each, of which three are written; with more,
+// lines are driven out of the caches before they are used, and the step may take twice as long. float16
+// passes through tiles: arithmetic then, not memory, is what takes its time.
+inline int strands_of(const Launch& launch, int states) {
+  const bool few = states <= 2 && !launch.ema && launch.grads_after == GradsAfter::kKept;
+  const bool tiles = !launch.rows.empty() && launch.rows.front().dtype[kParam] == DType::kFloat16;
+  return few && !tiles ? 2 : 1;
+}
+
 // The piece [from, to) of a launch. Rule<T> is instantiated for both arithmetic types; a row says which it
 // wants. A row's step counter is advanced by the piece that holds its start.
 template <template <class> class Rule>
 void multi_tensor(const Launch& launch, Cut from, Cut to) {
-  Coefficients<Step<Rule<float>>> single;
-  Coefficients<Step<Rule<double>>> twice;
+  Coefficients<Step<Rule<float>>> single[kMaxStrands];
+  Coefficients<Step<Rule<double>>> twice[kMaxStrands];
   const Scaling scaling = scaling_of(launch);
-  for_each_row(launch, from, to, [&](const Row& row, int64_t first, int64_t last) {
+  const int strands = strands_of(launch, Rule<float>::kStates);
+  for_each_block(launch, from, to, strands, [&](int k, const Row& row, int64_t first, int64_t last) {
     if (row.dtype[kParam] == DType::kFloat64)
-      update_row(twice.at(launch, scaling, row), row, launch, first, last);
+      update_row(twice[k].at(launch, scaling, row), row, launch, first, last);
     else
-      update_row(single.at(launch, scaling, row), row, launch, first, last);
+      update_row(single[k].at(launch, scaling, row), row, launch, first, last);
     if (first == 0) advance(row);
   });
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import backends
 from .call import Call
 from .hooks import hooked
-from .init import inherited_init, with_signature
+from .init import Parameters, inherited_init, own_arguments, with_signature
 from .phase import on_each_device, refuse
 from .plans import Plans, served
 from .state import States
@@ -34,6 +34,7 @@ class FusedOptimizer(States):
 
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then leaves unscaling and skipping to the step
     _torch_step: Callable[..., Any] | None = None  # torch's own step(), without hooks
+    _own_arguments: Parameters = {}  # of its constructor, beside torch's and the phase's  # noqa: RUF012
     _plans: "Plans | None" = None  # None: to be built by the next step
     _stats: "dict[torch.device, Tensor]"  # what the last step measured, by device
     _found_inf: "Tensor | None" = None  # what the last step was told
@@ -43,8 +44,10 @@ class FusedOptimizer(States):
         torch_class: Any = next((c for c in cls.__mro__ if c.__module__.startswith("torch.optim.")), None)
         if torch_class not in (None, torch.optim.Optimizer):
             cls._torch_step = inspect.unwrap(torch_class.step)
-            init = vars(cls).get("__init__", inherited_init(cls))
-            cls.__init__ = with_signature(init, torch_class)  # type: ignore[method-assign]
+            given = vars(cls).get("__init__")
+            cls._own_arguments = {**cls._own_arguments, **own_arguments(given)}
+            init = with_signature(given or inherited_init(cls), torch_class, cls._own_arguments)
+            cls.__init__ = init  # type: ignore[method-assign]
 
     def __init__(
         self,

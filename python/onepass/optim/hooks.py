@@ -30,12 +30,16 @@ def hooked(step: Callable) -> Callable:
     torch puts it around every optimizer's step: profiler range, hooks, grad mode. With nobody watching it
     costs 9 us a step when all is in cache and a hundred when it is not, which is the time of 500 tensors.
     """
-    served = torch.optim.Optimizer.profile_hook_step(_use_grad_for_differentiable(step))
+    hook = torch.optim.Optimizer.profile_hook_step
+    # By whether an optimizer can be differentiable: torch's own grad mode asks for that argument.
+    served = {True: hook(_use_grad_for_differentiable(step)), False: hook(torch.no_grad()(step))}
 
     @functools.wraps(step)
     def step_or_hook(*args: Any, **kwargs: Any) -> Any:
         overridden = type(args[0]).step is not step_or_hook  # then torch has put its hook around that one
-        return served(*args, **kwargs) if _watched(args[0]) and not overridden else step(*args, **kwargs)
+        if overridden or not _watched(args[0]):
+            return step(*args, **kwargs)
+        return served["differentiable" in args[0].defaults](*args, **kwargs)
 
     step_or_hook.hooked = True  # type: ignore[attr-defined]  # torch need not put its own around
     return step_or_hook

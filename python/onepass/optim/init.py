@@ -16,13 +16,23 @@ def inherited_init(cls: Any) -> Callable[..., None]:
     return __init__
 
 
-def with_signature(init: Callable[..., None], torch_class: Any) -> Callable[..., None]:
-    """The constructor, with torch's signature, then keyword-only its own arguments and the phase's."""
+Parameters = dict[str, inspect.Parameter]
+
+
+def own_arguments(init: Callable[..., None] | None) -> Parameters:
+    """The keyword-only arguments of a constructor that hands all others on."""
+    if init is None:
+        return {}
+    return {p.name: p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def with_signature(init: Callable[..., None], torch_class: Any, own: Parameters) -> Callable[..., None]:
+    """The constructor, with the signature of torch's and, keyword-only, its own arguments and the phase's."""
     torchs = inspect.signature(torch_class.__init__)
-    own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY]
     phase = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
         for name, default in Phase.arguments().items()
     ]
-    init.__signature__ = torchs.replace(parameters=[*torchs.parameters.values(), *own, *phase])  # type: ignore
+    every = [*torchs.parameters.values(), *own.values(), *phase]
+    init.__signature__ = torchs.replace(parameters=every)  # type: ignore[attr-defined]
     return init

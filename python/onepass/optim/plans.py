@@ -55,7 +55,8 @@ class Plans:
         self._key = self._key_of(owner)
         indices_of: dict[tuple[tuple[str, int, bool], torch.device], list[int]] = defaultdict(list)
         for i, group in enumerate(owner.param_groups if use else ()):
-            device = plan_device(group) if group["params"] and served(group) else None
+            mine = group["params"] and served(group) and not owner._has_sparse(group)
+            device = plan_device(group) if mine else None
             if device is not None:
                 indices_of[owner._variant(group), device].append(i)
         self._plans = [

@@ -22,6 +22,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     """
 
     _state_names = ("square_avg", "grad_avg", "momentum_buffer")
+    _torch_order = ("square_avg", "momentum_buffer", "grad_avg")
     _required = 1
 
     def _variant(self, group: dict[str, Any]) -> tuple[str, int, bool]:

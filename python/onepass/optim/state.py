@@ -17,6 +17,7 @@ class States(Ema):
 
     _state_names: tuple[str, ...]  # in the order of the op's lists, the optional ones last
     _required: int  # how many of them are always kept
+    _torch_order: tuple[str, ...] = ()  # in which torch makes them, where that is another
     _accepts_sparse = False
     _sparse_advice = ""
 
@@ -40,8 +41,13 @@ class States(Ema):
         return self.ema_decay is not None
 
     def _has_sparse(self, group: dict[str, Any]) -> bool:
-        """Has it a sparse gradient that torch's own step takes?"""
-        return self._accepts_sparse and any(p.grad is not None and p.grad.is_sparse for p in group["params"])
+        """Has it a sparse gradient, or a state that is the sum of some, which torch's own step takes?"""
+        if not self._accepts_sparse:
+            return False
+        held = [p.grad for p in group["params"]]
+        if not torch.compiler.is_compiling():
+            held += [value for p in group["params"] for value in self.state.get(p, {}).values()]
+        return any(isinstance(t, Tensor) and t.is_sparse for t in held)
 
     def _refuse_sparse(self, group: dict[str, Any]) -> None:
         if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
@@ -88,7 +94,7 @@ class States(Ema):
     def _init_states(self, group: dict[str, Any]) -> None:
         """States and step counters for parameters that have a gradient, or some state, and lack them."""
         _, variant, counts = self._variant(group)
-        names = self._names(variant)
+        names = sorted(self._names(variant), key=(self._torch_order or self._state_names).index)
         wanted = [*names, *(["ema"] if self._averages() else []), *(["step"] if counts else [])]
         if not wanted:
             return

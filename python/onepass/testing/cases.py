@@ -122,7 +122,8 @@ _PHASE: dict[str, dict[str, Any]] = {
 _MEMORY: dict[str, dict[str, Any]] = {
     "groups_amsgrad": {"rows": _GROUPS, "shapes": [(40, 3), (5,), (65,), (7, 9), (12,)], "variant": 1},
     "odd_sizes_amsgrad": {"shapes": _ODD, "variant": 1},
-    "threads": {"shapes": [(41_003,), (17,), (90_000,), (5,)], "steps": (3, 4)},
+    # Long enough for two threads, and for a thread to walk in strands: csrc/cpu/strands.h.
+    "threads": {"shapes": [(141_003,), (17,), (90_000,), (5,)], "steps": (3, 4)},
     "channels_last": {"shapes": _IMAGES, **_all(layouts.channels_last)},
     "transposed": {"shapes": _MATRICES, **_all(layouts.transposed)},
     "param_sliced": {"shapes": _MATRICES, "params": layouts.every_second, "variant": 1},
