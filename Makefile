@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-slow bench lint format build clean
@@ -10,10 +11,10 @@ demo: build
 	$(PY) -m onepass demo
 
 test: build
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-slow: build
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "slow and not gpu"
 
 bench: build
 	$(PY) -m onepass bench optim

@@ -16,8 +16,15 @@ from onepass.reference.optim import adamw_
 from onepass.testing import CASES, Case
 from onepass.testing.optim_cases import optimizer
 
+QUICK = (torch.float32, torch.bfloat16)
 ROWS = [
-    pytest.param(op, case, dtype, id=f"{op.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
+    pytest.param(
+        op,
+        case,
+        dtype,
+        id=f"{op.name}-{case.name}-{str(dtype).removeprefix('torch.')}",
+        marks=() if dtype in QUICK else pytest.mark.slow,
+    )
     for op in SERVED
     for case in CASES[op.name]
     for dtype in case.dtypes

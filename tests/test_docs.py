@@ -16,10 +16,11 @@ def test_support_table_is_the_op_tables():
     assert support_markdown() in README
 
 
-def test_measured_table_is_made_from_the_committed_rows():
-    (rows,) = (ROOT / "bench" / "results").glob("optim-*.jsonl")
-    assert markdown.table(read_rows(rows)) in README
-    assert rows.name in README
+def test_measured_tables_are_made_from_the_committed_rows():
+    (path,) = (ROOT / "bench" / "results").glob("optim-*.jsonl")
+    rows = read_rows(path)
+    assert markdown.steps(rows) in README and markdown.phases(rows) in README
+    assert path.name in README
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,15 @@ from onepass.testing.verify import written
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
 SERVED = [op for op in OPS if op.triton]
+SEVERAL = ("plain", "phase", "odd_sizes")  # cases that are quick in every dtype; the others in float32
 ROWS = [
-    pytest.param(op.name, case.name, dtype, id=f"{op.name}-{case.name}-{dtype}")
+    pytest.param(
+        op.name,
+        case.name,
+        dtype,
+        id=f"{op.name}-{case.name}-{dtype}",
+        marks=() if dtype == "float32" or case.name in SEVERAL else pytest.mark.slow,
+    )
     for op in SERVED
     for case in CASES[op.name]
     for dtype in DTYPES
