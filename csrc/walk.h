@@ -89,6 +89,7 @@ class OptimPlan {
   bool values_as_built(const Entry& entry) const;
   bool as_built(size_t i, const Row& row) const;
   bool gather_row(size_t i);
+  bool gather_rows();
   bool writable(const View& grad) const;
   void bump_versions() const;
   bool same_tensor(size_t i) const;

@@ -80,9 +80,9 @@ def step_make(hyper, t, scale, norm, MAKE: tl.constexpr, T: tl.constexpr):
     factor = clip_coefficient(tl.load(hyper + 5), norm, scale)  # first: little has to be kept over its call
     weight_decay, maximize, l1 = tl.load(hyper + 1), tl.load(hyper + 2), tl.load(hyper + 3)
     ema_decay = tl.load(hyper + 4)
-    direction = tl.where(maximize != 0, -1.0, 1.0)
+    signed = tl.where(maximize != 0, -factor, factor)
     ema = decay_make(ema_decay, T)
-    return factor.to(T), direction.to(T), weight_decay.to(T), l1.to(T), ema, MAKE(hyper, t, T)
+    return factor.to(T), signed.to(T), weight_decay.to(T), l1.to(T), ema, MAKE(hyper, t, T)
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def step(
     T: tl.constexpr,
 ):
     """a, b, c: the rule's states; those it does not keep are ignored. Returns p, a, b, c."""
-    g = coefficients[1] * clipped(coefficients, g)
+    g = coefficients[1] * g
     if L2:
         g = g + coefficients[2] * p
     g = g + coefficients[3] * sign(p, T)

@@ -179,7 +179,12 @@ class CallByCall:
 
 
 def assert_near(
-    got: Tensor, wanted: Tensor, dtype: torch.dtype, steps: int = 1, where: object = "", least: float = 0.0
+    got: Tensor,
+    wanted: Tensor,
+    dtype: torch.dtype,
+    steps: int = 1,
+    where: object = "",
+    least: float | Tensor = 0.0,
 ) -> None:
     """got, as stored in its own dtype, is wanted (float64) within this many steps' share of TOLERANCES.
 
@@ -187,10 +192,11 @@ def assert_near(
         dtype: of the parameter, which says in what arithmetic the steps were done.
         steps: errors of the arithmetic add up; a store that rounds does not, as every step starts from what
             was stored.
-        least: the size of what got started from, where it has come closer to zero since.
+        least: the size that got once had, where it has come closer to zero since.
     """
     arithmetic, store = TOLERANCES[dtype], TOLERANCES[got.dtype]
-    size = wanted.abs().clamp(min=max(FLOOR * finite_max(wanted), least))
+    size = wanted.abs().clamp(min=FLOOR * finite_max(wanted))
+    size = torch.maximum(size, torch.as_tensor(least, dtype=size.dtype))
     allowed = steps * arithmetic.rtol * size
     rounded = got.dtype in HALVES
     if rounded:

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from onepass.bench import (
     rows,
     workloads,
 )
-from onepass.ops import OPS
+from onepass.ops import BY_NAME, OPS
 
 ROW = rows.Row(
     schema=rows.SCHEMA,
@@ -191,12 +192,12 @@ def test_headline_clock() -> None:
 @pytest.mark.parametrize("name", jobs.OPTIMIZERS)
 def test_bytes_are_those_that_the_op_declares(name: str) -> None:
     kind = jobs.OPTIMIZERS[name]
-    op = next(op for op in OPS if op.name == kind.op)
+    op, measure = BY_NAME[kind.op], BY_NAME["grad_stats"].bytes_moved()
     optional = len(kind.states) - op.required
-    step = op.bytes_per_element + 8 * optional
+    step, zeroed = op.bytes_moved(optional), op.bytes_moved(optional, grads_written=True)
     assert jobs.Job(SMALL, name).bytes("onepass") == step
-    assert jobs.Job(SMALL, name, phase="set-to-none").bytes("onepass") == step + 4
-    assert jobs.Job(SMALL, name, phase="zeroed").bytes("onepass") == step + 8
+    assert jobs.Job(SMALL, name, phase="set-to-none").bytes("onepass") == measure + step
+    assert jobs.Job(SMALL, name, phase="zeroed").bytes("onepass") == measure + zeroed
 
 
 @pytest.mark.parametrize(
@@ -497,6 +498,14 @@ def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFi
     assert message in text
     if "--workload" in argv:
         assert all(repr(name) in text for name in workloads.WORKLOADS)
+
+
+def test_cpu_sh_asks_for_what_there_is() -> None:
+    script = (Path(__file__).parents[1] / "bench" / "cpu.sh").read_text()
+    calls = [shlex.split(line)[2:] for line in script.splitlines() if line.startswith('bench "$1"')]
+    asked = [cli.parser().parse_args(["optim", *options]) for options in calls]
+    assert {name for args in asked for name in args.optimizer} >= set(jobs.OPTIMIZERS) - {"adam"}
+    assert any(args.phase == list(jobs.PHASES) for args in asked)
 
 
 def test_missing_packages_are_named_before_anything_is_timed(

@@ -1,5 +1,7 @@
 """The whole optimizer phase, in one step of ours, against torch doing it call by call in float64."""
 
+import collections
+
 import torch
 from onepass import use_backend
 from onepass.testing import TOLERANCES
@@ -56,7 +58,7 @@ def test_a_phase_is_torchs_call_by_call(kind, backend, dtype):
     oracle too: what a store rounds away is no error."""
     optimizer = KINDS[kind].make(three_groups(parameters(dtype=dtype)), **PHASE)
     oracle = CallByCall(kind, optimizer, **PHASE)
-    clipped = set()
+    clipped, largest = set(), collections.defaultdict(float)
     with use_backend(backend):
         for t in range(STEPS):
             scaled = gradients(params_of(optimizer), t, SCALE * size_of_gradients(t))
@@ -67,6 +69,10 @@ def test_a_phase_is_torchs_call_by_call(kind, backend, dtype):
             norm = oracle.step(scaled, SCALE)
             optimizer.step()
             clipped.add(bool(norm > PHASE["max_grad_norm"]))
+            for i, q in enumerate(oracle.params):
+                for name in KINDS[kind].states:
+                    now = oracle.optimizer.state[q][name].abs()
+                    largest[name, i] = torch.maximum(now, torch.as_tensor(largest[name, i], dtype=now.dtype))
             torch.testing.assert_close(
                 optimizer.last_grad_norm.double(), norm, rtol=NORM[dtype], atol=0.0, check_dtype=False
             )
@@ -78,7 +84,8 @@ def test_a_phase_is_torchs_call_by_call(kind, backend, dtype):
     for i, (p, q) in enumerate(zip(params_of(optimizer), oracle.params, strict=True)):
         state, wanted = optimizer.state[p], oracle.optimizer.state[q]
         for name in KINDS[kind].states:
-            assert_near(state[name], wanted[name], dtype, STEPS, f"{name} of params[{i}]")
+            where = f"{name} of params[{i}]"
+            assert_near(state[name], wanted[name], dtype, STEPS, where, least=largest[name, i])
         if "step" in wanted:
             assert state["step"].item() == wanted["step"].item() == STEPS
 

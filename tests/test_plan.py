@@ -555,10 +555,10 @@ def test_200_steps_leave_nothing_behind(backend, change):
         STEADY[change](optimizer, t)
         optimizer.step()
 
-    with use_backend(backend):
-        memory, objects = grown(step, warm=400, steps=200)
-    assert memory < 200 * 50, "bytes: an object left by each step is more"
-    assert objects < 20
+    with use_backend(backend):  # three times: what another thread of this process allocates does not repeat
+        memory, objects = zip(*(grown(step, warm, steps=200) for warm in (400, 0, 0)), strict=True)
+    assert min(memory) < 200 * 50, "bytes: an object left by each step is more"
+    assert min(objects) < 20
 
 
 def resident():

@@ -16,7 +16,7 @@ namespace onepass::ONEPASS_ISA {
 
 // The arithmetic: n elements, every stream contiguous: parameter and gradient of type P, states of type S.
 // The step is taken by value: its coefficients then stay in registers, whatever the stores may alias.
-template <class Step, class P, class S>
+template <bool kL1, class Step, class P, class S>
 void update(const Step step, int64_t n, P* __restrict p, const P* __restrict g, S* const* state) {
   using T = typename Step::T;
   constexpr int kStates = Step::kStates;
@@ -31,7 +31,7 @@ void update(const Step step, int64_t n, P* __restrict p, const P* __restrict g, 
     if constexpr (kStates > 0) load(a, s0[i]);
     if constexpr (kStates > 1) load(b, s1[i]);
     if constexpr (kStates > 2) load(c, s2[i]);
-    step(grad, param, a, b, c);
+    step.template apply<kL1>(grad, param, a, b, c);
     store(p[i], param);
     if constexpr (kStates > 0) store(s0[i], a);
     if constexpr (kStates > 1) store(s1[i], b);
@@ -52,17 +52,17 @@ void leave(const Step step, GradsAfter after, int64_t n, T* g) {
   for (int64_t i = 0; i < n; ++i) g[i] = after == GradsAfter::kZeroed ? T(0) : step.clipped(g[i]);
 }
 
-// The plain step on streams that need no tile: one loop over the whole row.
+// The plain step, without L1, on streams that need no tile: one loop over the whole row.
 template <class P, class S, class Step>
 bool update_in_place(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
-  bool plain = !row.box && !launch.ema && launch.grads_after == GradsAfter::kKept;
+  bool plain = !row.box && !launch.ema && launch.grads_after == GradsAfter::kKept && step.l1 == 0;
   plain &= is_stored<P>(row.dtype[kParam]) && is_stored<P>(row.dtype[kGrad]);
   for (int s = 0; s < Step::kStates; ++s) plain &= is_stored<S>(row.dtype[kState + s]);
   if (!plain) return false;
   S* state[kMaxStates] = {};
   for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<S*>(row.data[kState + s]) + from;
-  update(step, to - from, static_cast<P*>(row.data[kParam]) + from,
-         static_cast<const P*>(row.data[kGrad]) + from, state);
+  update<false>(step, to - from, static_cast<P*>(row.data[kParam]) + from,
+                static_cast<const P*>(row.data[kGrad]) + from, state);
   return true;
 }
 
@@ -84,7 +84,7 @@ void update_row(const Step& step, const Row& row, const Launch& launch, int64_t 
     const int64_t n = to - i < kTile ? to - i : kTile;
     for (int s = 0; s < Step::kStates; ++s) state[s] = states[s]->load(i, n);
     T *param = p.load(i, n), *grad = g.load(i, n);
-    update(step, n, param, grad, state);
+    update<true>(step, n, param, grad, state);
     if (launch.ema) {
       average(step, n, param, ema.load(i, n));
       ema.store(i, n);

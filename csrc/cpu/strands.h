@@ -30,7 +30,7 @@ inline void prefetch(const Row& row) {
     for (int64_t at = 0; data && at < bytes && at < kBytes; at += kLine)
       __builtin_prefetch(data + at, s != kGrad);
   }
-  __builtin_prefetch(row.step, 1);
+  if (row.step) __builtin_prefetch(row.step, 1);
 }
 
 // Calls body(row, first, last) for about `left` elements of a strand, row by row.

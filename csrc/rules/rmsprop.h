@@ -3,8 +3,8 @@
 //   g <- gradient, after Step: with weight_decay * p
 //   v <- alpha * v + (1 - alpha) * g^2
 //   a <- alpha * a + (1 - alpha) * g                  centered
-//   u <- g / (sqrt(v - a^2) + eps)                    a = 0 unless centered; eps outside the root, as in
-//   torch b <- momentum * b + u,   p <- p - lr * b          without momentum p - lr * u
+//   u <- g / (sqrt(v - a^2) + eps)                    a = 0 unless centered; eps as torch has it
+//   b <- momentum * b + u,   p <- p - lr * b          without momentum p - lr * u
 //
 // v - a^2 is a variance and not negative; where rounding makes it so, it is taken as 0 (torch gives NaN).
 #pragma once

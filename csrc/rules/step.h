@@ -30,7 +30,7 @@ struct Step {
   using Hyper = typename Rule::Hyper;
   static constexpr int kStates = Rule::kStates;
 
-  T grad_factor, direction;  // the gradient's first line; -1 to maximize, else 1
+  T grad_factor, factor;  // the gradient's first line; with the sign that maximize gives it
   T l2, l1;
   Decay<T> ema;
   Rule rule;
@@ -38,7 +38,7 @@ struct Step {
   // t is the number of this step, from 1.
   static ONEPASS_HD Step make(const Hyper& h, double t, const Scaling& scaling) {
     const double factor = scaling.inv_scale * clip_coefficient(h.max_grad_norm, scaling.norm);
-    return {static_cast<T>(factor),         static_cast<T>(h.maximize != 0 ? -1.0 : 1.0),
+    return {static_cast<T>(factor),         static_cast<T>(h.maximize != 0 ? -factor : factor),
             static_cast<T>(h.weight_decay), static_cast<T>(h.l1),
             Decay<T>::make(h.ema_decay),    Rule::make(h, t)};
   }
@@ -46,13 +46,15 @@ struct Step {
   // The gradient as torch would leave it behind: unscaled and clipped.
   ONEPASS_HD T clipped(T g) const { return grad_factor * g; }
 
-  // a, b, c: the rule's states; those it does not keep are ignored.
-  ONEPASS_HD void operator()(T g, T& p, T& a, T& b, T& c) const {
-    g = direction * clipped(g);
+  // a, b, c: the rule's states; those it does not keep are ignored. kL1: false where l1 is known to be 0.
+  template <bool kL1 = true>
+  ONEPASS_HD void apply(T g, T& p, T& a, T& b, T& c) const {
+    g = factor * g;
     if constexpr (Rule::kL2) g = g + l2 * p;
-    g = g + l1 * sign(p);
+    if constexpr (kL1) g = g + l1 * sign(p);
     rule(g, p, a, b, c);
   }
+  ONEPASS_HD void operator()(T g, T& p, T& a, T& b, T& c) const { apply(g, p, a, b, c); }
 
   ONEPASS_HD T average(T average_so_far, T p) const { return ema.keep(average_so_far, ema.rest * p); }
 };

@@ -52,6 +52,11 @@ class Op:
     single: bool = False  # for float32 parameters alone
     counts: str = "always"  # steps; or "never", or "maybe": where a call has step counters
 
+    def bytes_moved(self, optional: int = 0, ema: bool = False, grads_written: bool = False) -> int:
+        """By a float32 call that keeps so many optional states and an average of weights, each read and
+        written, and that writes gradients, which are read in any case."""
+        return self.bytes_per_element + 8 * (optional + ema) + 4 * grads_written
+
     @property
     def overloads(self) -> dict[str, str]:
         """Schemas by the name of the op with its overload's."""
