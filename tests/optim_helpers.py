@@ -22,7 +22,12 @@ TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 names = pytest.mark.parametrize("name", NAMES)
-each_backend = pytest.mark.parametrize("backend", [b for b in backends.available() if b != "triton"])
+BACKENDS = [b for b in backends.available() if b != "triton"]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+# Where many optimizers do many steps: the reference, which takes most of the time, in the slow tests.
+first_backend = pytest.mark.parametrize(
+    "backend", [BACKENDS[0], *(pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS[1:])]
+)
 needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C++ kernels are not built")
 
 

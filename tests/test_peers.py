@@ -7,7 +7,7 @@ import pytest
 import torch
 from onepass import use_backend
 from onepass.testing import layouts
-from optim_helpers import assert_trained_alike, each_backend, frozen, params_of, randn, values
+from optim_helpers import assert_trained_alike, each_backend, first_backend, frozen, params_of, randn, values
 from phase_helpers import (
     HALVES,
     KINDS,
@@ -215,7 +215,7 @@ def test_every_element_of_half_parameters_moves(kind, backend, dtype):
 
 
 @each_kind
-@each_backend
+@first_backend
 @each_dtype
 def test_sliced_parameters(kind, backend, dtype):
     """torch (2.13) on the CPU, fused=True on x[:, ::2]: wrong values for SGD, Adam, AdamW and Adagrad."""
@@ -238,7 +238,7 @@ def test_sliced_parameters(kind, backend, dtype):
 
 
 @each_kind
-@each_backend
+@first_backend
 @pytest.mark.parametrize("layout", ("transposed", "every_second", "same_rows", "one_value"))
 def test_gradients_that_lie_otherwise_move_the_right_elements(kind, backend, layout):
     """torch (2.13) on the CPU, fused=True: a gradient's strides are ignored, and in silence."""

@@ -5,7 +5,7 @@ import collections
 import torch
 from onepass import use_backend
 from onepass.testing import TOLERANCES
-from optim_helpers import each_backend, params_of
+from optim_helpers import each_backend, first_backend, params_of
 from phase_helpers import (
     KINDS,
     CallByCall,
@@ -50,7 +50,7 @@ def check_gradients(optimizer, scaled, oracle, after, dtype):
 
 
 @each_kind
-@each_backend
+@first_backend
 @each_dtype
 def test_a_phase_is_torchs_call_by_call(kind, backend, dtype):
     """Parameters, averages, states, norm and gradients, over many steps and groups, norms that are clipped
@@ -91,7 +91,7 @@ def test_a_phase_is_torchs_call_by_call(kind, backend, dtype):
 
 
 @each_kind
-@each_backend
+@first_backend
 def test_one_phase_argument_at_a_time(kind, backend):
     """Each alone does what it does among the others."""
     for options in ({"max_grad_norm": 2.0}, {"l1": 0.05}, {"ema_decay": 0.5}):

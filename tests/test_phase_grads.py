@@ -4,7 +4,7 @@ import pytest
 import torch
 from onepass import use_backend
 from onepass.testing import layouts
-from optim_helpers import each_backend, everything, frozen, params_of, randn, span
+from optim_helpers import each_backend, everything, first_backend, frozen, params_of, randn, span
 from phase_helpers import (
     KINDS,
     CallByCall,
@@ -47,7 +47,7 @@ def gaps(t):
 
 
 @few_kinds
-@each_backend
+@first_backend
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_that_lie_otherwise_than_their_parameters(kind, backend, dtype, layout):

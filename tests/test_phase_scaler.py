@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from onepass import use_backend
-from optim_helpers import assert_trained_alike, each_backend, params_of, randn, values
+from optim_helpers import assert_trained_alike, each_backend, first_backend, params_of, randn, values
 from phase_helpers import KINDS, each_kind, few_kinds, parameters, three_groups
 
 STEPS = 24
@@ -55,7 +55,7 @@ def assert_alike(ours, theirs):
 
 
 @each_kind
-@each_backend
+@first_backend
 @pytest.mark.parametrize("unscale", (False, True), ids=("scaled", "unscaled"))
 def test_training_under_a_scaler_is_torchs(kind, backend, unscale):
     """Gradients are unscaled once, by whoever does it."""
@@ -65,7 +65,7 @@ def test_training_under_a_scaler_is_torchs(kind, backend, unscale):
 
 
 @each_kind
-@each_backend
+@first_backend
 @pytest.mark.parametrize("unscale", (False, True), ids=("scaled", "unscaled"))
 def test_max_grad_norm_is_torchs_clipping_between_unscale_and_step(kind, backend, unscale):
     with use_backend(backend):

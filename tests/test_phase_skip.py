@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from onepass import use_backend
-from optim_helpers import each_backend, everything, frozen, params_of
+from optim_helpers import each_backend, everything, first_backend, frozen, params_of
 from phase_helpers import (
     KINDS,
     assert_same_bits,
@@ -66,7 +66,7 @@ def make(kind, reason, dtype=torch.float32, **options):
 
 
 @each_kind
-@each_backend
+@first_backend
 @each_reason
 def test_skipped_steps_have_not_been(kind, backend, reason):
     """Training with steps skipped at the start, in the middle and twice running has the bits of training
