@@ -44,8 +44,8 @@ KERNELS = {"csrc/cpu/optim.cpp": [], "csrc/cpu/as_torch.cpp": ["-ffp-contract=of
 HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
-CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion", "grads")]
-CUDA += ["csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
+CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]
+CUDA += ["csrc/cuda/grads.cu", "csrc/cuda/amp.cu", "csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]

@@ -1,9 +1,9 @@
-"""Ops on gradients alone, of any dtypes in one launch: `grad_stats` and `clip_grads_`.
+"""Ops on gradients alone, of any dtypes in one launch: `grad_stats`, `unscale_` and `clip_grads_`.
 
-Memory contract: `grad_stats` reads each gradient once and writes two doubles in all; `clip_grads_` reads and
-writes each once, or nothing where the coefficient is 1. Tiles are taken from the last one down: the step that
-follows begins with what was read last, and may find it in the L2 cache. Gradients that are not one run of
-memory go through dense copies.
+Memory contract: `grad_stats` reads each gradient once and writes two doubles in all; `unscale_` does so too
+and writes each once; `clip_grads_` reads and writes each once, or nothing where the coefficient is 1. Tiles
+are taken from the last one down: the step that follows begins with what was read last, and may find it in the
+L2 cache. Gradients that are not one run of memory go through dense copies.
 
 Sums run in float64 and in a fixed order, over a fixed number of programs: the same bits from run to run.
 """
@@ -42,21 +42,43 @@ def _row_at(at, count, tile):
 
 
 @triton.jit
-def _squares(address, start, numel, aligned, DTYPE: tl.constexpr, SIZE: tl.constexpr):
-    """(sum of squares, sum of 0 * x) of a tile, an element each, in float64."""
+def _squares(
+    address, start, numel, aligned, factor, DTYPE: tl.constexpr, UNSCALE: tl.constexpr, SIZE: tl.constexpr
+):
+    """(sum of squares, sum of 0 * x) of a tile, an element each, in float64. UNSCALE: and factor * x."""
+    T: tl.constexpr = tl.float64 if DTYPE.is_fp64() else tl.float32
     offsets = start + tl.arange(0, SIZE)
     at = address.to(tl.pointer_type(DTYPE))
     if aligned & (start + SIZE <= numel):
-        x = tl.load(tl.multiple_of(at, 16) + offsets).to(tl.float64)
+        whole = tl.multiple_of(at, 16) + offsets
+        x = tl.load(whole)
+        if UNSCALE:
+            tl.store(whole, (x.to(T) * factor.to(T)).to(DTYPE))
     else:
-        x = tl.load(at + offsets, mask=offsets < numel, other=0.0).to(tl.float64)
-    return x * x, x * 0.0
+        mask = offsets < numel
+        x = tl.load(at + offsets, mask=mask, other=0.0)
+        if UNSCALE:
+            tl.store(at + offsets, (x.to(T) * factor.to(T)).to(DTYPE), mask=mask)
+    wide = x.to(tl.float64)
+    return wide * wide, wide * 0.0
+
+
+@triton.jit
+def _inv_scale(at):
+    """1 / loss scale in float64; 1 where there is none."""
+    scale = tl.load(at + GRAD_SCALE)
+    value = tl.full((), 1.0, tl.float64)
+    if scale != 0:
+        value = 1.0 / tl.load(scale.to(tl.pointer_type(tl.float32))).to(tl.float64)
+    return value
 
 
 @triton.jit(do_not_specialize=["count"])
-def sum_grads(at, sums, stats, count, SIZE: tl.constexpr, SUMS: tl.constexpr):
-    """at: the table. sums: float64 [2, SUMS], of each program. stats: float64 [2]."""
+def sum_grads(at, sums, stats, count, UNSCALE: tl.constexpr, SIZE: tl.constexpr, SUMS: tl.constexpr):
+    """at: the table. sums: float64 [2, SUMS], of each program. stats: float64 [2]. UNSCALE: leaves the
+    gradients unscaled."""
     count = tl.cast(count, tl.int64)
+    factor = _inv_scale(at)
     squares, poison = tl.zeros((SIZE,), tl.float64), tl.zeros((SIZE,), tl.float64)
     tile = _cell(at, count, FIRST, count) - 1 - tl.program_id(0)
     while tile >= 0:
@@ -65,13 +87,13 @@ def sum_grads(at, sums, stats, count, SIZE: tl.constexpr, SUMS: tl.constexpr):
         numel, start = _cell(at, count, NUMEL, row), (tile - _cell(at, count, FIRST, row)) * SIZE
         aligned = (_cell(at, count, FLAGS, row) & IS_ALIGNED) != 0
         if code == 0:
-            more, bad = _squares(address, start, numel, aligned, tl.float32, SIZE)
+            more, bad = _squares(address, start, numel, aligned, factor, tl.float32, UNSCALE, SIZE)
         elif code == 1:
-            more, bad = _squares(address, start, numel, aligned, tl.bfloat16, SIZE)
+            more, bad = _squares(address, start, numel, aligned, factor, tl.bfloat16, UNSCALE, SIZE)
         elif code == 2:
-            more, bad = _squares(address, start, numel, aligned, tl.float16, SIZE)
+            more, bad = _squares(address, start, numel, aligned, factor, tl.float16, UNSCALE, SIZE)
         else:
-            more, bad = _squares(address, start, numel, aligned, tl.float64, SIZE)
+            more, bad = _squares(address, start, numel, aligned, factor, tl.float64, UNSCALE, SIZE)
         squares += more
         poison += bad
         tile -= tl.num_programs(0)
@@ -83,10 +105,7 @@ def sum_grads(at, sums, stats, count, SIZE: tl.constexpr, SUMS: tl.constexpr):
         there = programs < tl.num_programs(0)
         all_squares = tl.load(sums + programs, mask=there, other=0.0, cache_modifier=".cg")
         all_poison = tl.load(sums + SUMS + programs, mask=there, other=0.0, cache_modifier=".cg")
-        norm, scale = tl.sqrt(tl.sum(all_squares)), tl.load(at + GRAD_SCALE)
-        if scale != 0:
-            norm = norm / tl.abs(tl.load(scale.to(tl.pointer_type(tl.float32))).to(tl.float64))
-        tl.store(stats, norm)
+        tl.store(stats, tl.sqrt(tl.sum(all_squares)) * tl.abs(factor))
         tl.store(stats + 1, tl.where(tl.sum(all_poison) == 0, 0.0, 1.0).to(tl.float64))
 
 
@@ -134,18 +153,41 @@ def _programs(columns, most: int) -> int:
     return max(1, min(int(columns[table.FIRST.value, -1]), most))
 
 
-@torch.no_grad()
-def grad_stats(grads: list[Tensor], *, grad_scale: Tensor | None = None) -> Tensor:
-    """float64 [2]: the norm of all unscaled gradients, and 1 where one of them is inf or NaN, else 0."""
-    device = grads[0].device
-    runs = [g if is_dense(g) else g.contiguous() for g in grads]
+def _measure(runs: list[Tensor], device: torch.device, grad_scale: Tensor | None, unscale: bool) -> Tensor:
     columns = _columns(runs)
     stats, sums = (torch.empty(n, dtype=torch.float64, device=device) for n in (2, 2 * PROGRAMS))
     _, warp = programs_of(device)
     with torch.cuda.device_of(stats):
         at = table.build(columns, torch.empty(0, dtype=torch.float64), device, grad_scale=grad_scale)
         grid = (_programs(columns, PROGRAMS),)
-        sum_grads[grid](at, sums, stats, len(grads), SIZE=BLOCK, SUMS=PROGRAMS, **options(warp))
+        sum_grads[grid](
+            at, sums, stats, len(runs), UNSCALE=unscale, SIZE=BLOCK, SUMS=PROGRAMS, **options(warp)
+        )
+    return stats
+
+
+def _runs(grads: list[Tensor]) -> list[Tensor]:
+    return [g if is_dense(g) else g.contiguous() for g in grads]
+
+
+def _copy_back(grads: list[Tensor], runs: list[Tensor]) -> None:
+    for g, run in zip(grads, runs, strict=True):
+        if run is not g:
+            g.copy_(run)
+
+
+@torch.no_grad()
+def grad_stats(grads: list[Tensor], *, grad_scale: Tensor | None = None) -> Tensor:
+    """float64 [2]: the norm of all unscaled gradients, and 1 where one of them is inf or NaN, else 0."""
+    return _measure(_runs(grads), grads[0].device, grad_scale, unscale=False)
+
+
+@torch.no_grad()
+def unscale_(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
+    """The same, and the gradients are unscaled."""
+    runs = _runs(grads)
+    stats = _measure(runs, grad_scale.device, grad_scale, unscale=True)
+    _copy_back(grads, runs)
     return stats
 
 
@@ -153,7 +195,7 @@ def grad_stats(grads: list[Tensor], *, grad_scale: Tensor | None = None) -> Tens
 def clip_grads_(grads: list[Tensor], stats: Tensor, max_norm: float) -> None:
     if not grads:
         return
-    device, runs = grads[0].device, [g if is_dense(g) else g.contiguous() for g in grads]
+    device, runs = grads[0].device, _runs(grads)
     columns = _columns(runs)
     programs, warp = programs_of(device)
     with torch.cuda.device_of(stats):
@@ -161,6 +203,4 @@ def clip_grads_(grads: list[Tensor], stats: Tensor, max_norm: float) -> None:
         at = table.build(columns, torch.empty(0, dtype=torch.float64), device)
         grid = (_programs(columns, programs),)
         scale_grads[grid](at, stats, most, len(grads), SIZE=BLOCK, **options(warp))
-    for g, run in zip(grads, runs, strict=True):
-        if run is not g:
-            g.copy_(run)
+    _copy_back(grads, runs)

@@ -252,3 +252,38 @@ def lion(coefficients, g, p, exp_avg, b, c, VARIANT: tl.constexpr, T: tl.constex
     hi2, lo2, rest2 = beta2
     p = p - (decay * p + lr * sign(beta1 * exp_avg + rest1 * g, T))
     return p, decay_keep(hi2, lo2, exp_avg, rest2 * g), b, c
+
+
+# --- the loss scale: csrc/rules/scale.h has the rule -----------------------------------------------------
+@triton.jit
+def _bounded(scale, factor, least, most):
+    """factor * scale, rounded to float32, within its bounds; scale where that is not finite."""
+    following = (scale.to(tl.float64) * factor).to(tl.float32)
+    finite = tl.abs(following) < float("inf")
+    inside = tl.where(following < least, least.to(tl.float32), following)
+    inside = tl.where(inside > most, most.to(tl.float32), inside)
+    return tl.where(finite, inside, scale)
+
+
+@triton.jit
+def scale_rule(
+    overflow,
+    scale,
+    tracker,
+    total,
+    in_a_row,
+    growth_factor,
+    backoff_factor,
+    min_scale,
+    max_scale,
+    growth_interval,
+    hysteresis,
+):
+    """overflow: 0 or 1. Returns scale, tracker, and the steps that overflowed, in all and in a row."""
+    in_a_row = tl.where(overflow != 0, in_a_row + 1, 0)
+    grow = (overflow == 0) & (tracker + 1 == growth_interval)
+    tracker = tl.where((overflow != 0) | grow, 0, tracker + 1)
+    grown = _bounded(scale, growth_factor, min_scale, max_scale)
+    backed_off = _bounded(scale, backoff_factor, min_scale, max_scale)
+    scale = tl.where(grow, grown, tl.where(in_a_row > hysteresis, backed_off, scale))
+    return scale, tracker, total + overflow, in_a_row

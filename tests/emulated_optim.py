@@ -16,8 +16,8 @@ from onepass.testing.verify import written
 from torch import Tensor
 
 SOURCES = (
-    *(f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion", "grads")),
-    "csrc/cuda/launch.cpp",
+    *(f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")),
+    *(f"csrc/cuda/{name}" for name in ("grads.cu", "amp.cu", "launch.cpp")),
     "tests/emulator/optim_bind.cpp",
 )
 
@@ -74,15 +74,38 @@ def clip_grads_(module: Any, grads: list[Tensor], stats: Tensor, max_norm: float
     module.clip_grads_(_arrays(grads), _array(stats), max_norm)
 
 
+def unscale_(module: Any, grads: list[Tensor], grad_scale: Tensor) -> Tensor:
+    return torch.from_numpy(module.unscale_(_arrays(grads), _array(grad_scale.reshape(-1))))
+
+
+def accumulate_(module: Any, sums: list[Tensor], grads: list[Tensor], inv_scale: Tensor | None) -> None:
+    factor = None if inv_scale is None else _array(inv_scale.reshape(-1))
+    module.accumulate_(_arrays(sums), _arrays(grads), factor)
+
+
+def update_scale_(
+    module: Any, scale: Tensor, growth_tracker: Tensor, skipped: Tensor, found_infs: list[Tensor], **rule: Any
+) -> None:
+    states = [_array(t.reshape(-1)) for t in (scale, growth_tracker, skipped)]
+    module.update_scale_(*states, [_array(t.reshape(-1)) for t in found_infs], *rule.values())
+
+
+RUN = {
+    "grad_stats": grad_stats,
+    "clip_grads_": clip_grads_,
+    "unscale_": unscale_,
+    "accumulate_": accumulate_,
+    "update_scale_": update_scale_,
+}
+
+
 def run(module: Any, op: Op, call: dict[str, Any]) -> dict[str, Any]:
     """The call as the emulated kernels leave it, with its results, if any."""
     if op.hyper:
         step(module, op, call)
-    elif op.name == "clip_grads_":
-        clip_grads_(module, **call)
-    else:
-        return {**call, "results": grad_stats(module, **call)}
-    return call
+        return call
+    results = RUN[op.name](module, **call)
+    return call if results is None else {**call, "results": results}
 
 
 def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mismatch]:

@@ -53,7 +53,16 @@ def _kernels() -> Iterator[Kernel]:
 
 
 KERNELS = set(_kernels())
-GRADS = {f"{name}{slots}" for name in ("sum_grads", "clip_grads") for slots in SLOTS}
+GRADS = {  # loads and stores of one turn over each of the four storage types
+    f"{name}{slots}": accesses
+    for name, accesses in {
+        "sum_grads": (4, 0),
+        "unscale_grads": (4, 4),
+        "clip_grads": (4, 4),
+        "accumulate": (2 + 2 + 3 + 3, 1 + 1 + 2 + 2),  # a half vector goes to two of its sum
+    }.items()
+    for slots in SLOTS
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +91,10 @@ def _steps(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
 
 def _kernel(mangled: str) -> Kernel | str:
     """Which kernel a name names: _ZN7onepass4cuda12multi_tensorINS_4AdamIfLb1ELb0EEE6__halffLi496EE..."""
-    if match := re.search(r"cuda\d+(sum_grads|clip_grads)ILi(\d+)E", mangled):
+    if match := re.search(r"cuda\d+(sum_grads|unscale_grads|clip_grads|accumulate)ILi(\d+)E", mangled):
         return match[1] + match[2]
+    if "update_scale" in mangled:
+        return "update_scale"
     match = re.search(
         r"multi_tensorINS_\d+([A-Z][a-z]+)I[fd]((?:Lb[01]E)*)EE(f|d|\d+__\w+?)(f|d|S\d?_|\d+__\w+?)Li(\d+)E",
         mangled,
@@ -100,7 +111,7 @@ def _type(mangled: str) -> str:
 
 @each_arch
 def test_every_kernel_is_there(cubins: Path, arch: str):
-    assert _functions(cubins, arch).keys() == KERNELS | GRADS
+    assert _functions(cubins, arch).keys() == KERNELS | GRADS.keys() | {"update_scale"}
 
 
 @each_arch
@@ -145,13 +156,12 @@ def test_aligned_streams_move_once_in_128_bit_accesses(cubins: Path, arch: str):
 
 
 @each_arch
-def test_gradients_are_read_in_128_bit_accesses(cubins: Path, arch: str):
-    """The sum reads and never writes; clipping writes as much as it reads. Four storage types each."""
-    for name, function in _functions(cubins, arch).items():
-        if name in GRADS:
-            loads, stores = _vector_accesses(function)
-            assert loads >= len(SIZES), name
-            assert stores == (loads if str(name).startswith("clip") else 0), name
+@pytest.mark.parametrize("name", GRADS)
+def test_gradients_move_in_128_bit_accesses(cubins: Path, arch: str, name: str):
+    """The sum reads and never writes; unscaling and clipping write as much as they read."""
+    loads, stores = _vector_accesses(_functions(cubins, arch)[name])
+    each_loads, each_stores = GRADS[name]
+    assert loads >= each_loads and loads * each_stores == stores * each_loads, (loads, stores)
 
 
 @each_arch

@@ -36,6 +36,9 @@ inline DType wanted_dtype(int stream, int states, const View* views) {
   return views[kState].dtype;
 }
 
+// What sums of gradients of this dtype are kept in.
+inline DType sum_dtype(DType grad) { return is_half(grad) ? DType::kFloat32 : grad; }
+
 inline void check_dtype(const Argument& arg, int stream, int states, const View* views) {
   const DType came = views[stream].dtype, param = views[kParam].dtype;
   if (stream == kState && states > 0) {

@@ -1,7 +1,8 @@
 // Room 2, memory on the CPU: gradients alone.
 //
 // Memory contract. `sum_piece` reads each gradient once and writes nothing; `scale_piece` reads and writes
-// each once, or, for a factor of 0, only writes.
+// each once, or, for a factor of 0, only writes; `unscale_piece` does both at once: it reads and writes each
+// once.
 #pragma once
 #include "../rules/stats.h"
 #include "multi_tensor.h"
@@ -56,14 +57,16 @@ void add_row(Lanes<T>& lanes, const Row& row, int64_t from, int64_t to) {
   }
 }
 
-inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
+// Calls each(lanes, row, first, last) for the blocks of a piece; what it adds to the lanes is summed.
+template <class Each>
+GradSum sum_blocks(const Launch& launch, Cut from, Cut to, const Each& each) {
   Lanes<float> single[kMaxStrands];
   Lanes<double> twice[kMaxStrands];
   for_each_block(launch, from, to, kMaxStrands, [&](int k, const Row& row, int64_t first, int64_t last) {
     if (row.dtype[kGrad] == DType::kFloat64)
-      add_row(twice[k], row, first, last);
+      each(twice[k], row, first, last);
     else
-      add_row(single[k], row, first, last);
+      each(single[k], row, first, last);
   });
   GradSum sum;
   for (int k = 0; k < kMaxStrands; ++k) {
@@ -71,6 +74,12 @@ inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
     sum.merge(twice[k].sum());
   }
   return sum;
+}
+
+inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
+  return sum_blocks(launch, from, to, [](auto& lanes, const Row& row, int64_t first, int64_t last) {
+    add_row(lanes, row, first, last);
+  });
 }
 
 template <class T>
@@ -83,6 +92,18 @@ void scale_row(const Row& row, T factor, bool zero, int64_t from, int64_t to) {
     for (int64_t k = 0; k < n; ++k) tile[k] = zero ? T(0) : factor * tile[k];
     g.store(i, n);
   }
+}
+
+// The sums are of what was there before. Block by block, so that what is scaled is still in a cache.
+inline GradSum unscale_piece(const Launch& launch, double factor, Cut from, Cut to) {
+  return sum_blocks(launch, from, to,
+                    [&]<class T>(Lanes<T>& lanes, const Row& row, int64_t first, int64_t last) {
+                      for (int64_t i = first; i < last; i += kBlock) {
+                        const int64_t end = std::min(i + kBlock, last);
+                        add_row(lanes, row, i, end);
+                        if (factor != 1) scale_row<T>(row, static_cast<T>(factor), false, i, end);
+                      }
+                    });
 }
 
 inline void scale_piece(const Launch& launch, double factor, bool zero, Cut from, Cut to) {

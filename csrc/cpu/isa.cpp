@@ -30,6 +30,8 @@ static const Isa& idle() {
       for (OptimKernel& kernel : variants) kernel = [](const Launch&, Cut, Cut) {};
     table.sum_grads = [](const Launch&, Cut, Cut) { return GradSum{}; };
     table.scale_grads = [](const Launch&, double, bool, Cut, Cut) {};
+    table.unscale_grads = [](const Launch&, double, Cut, Cut) { return GradSum{}; };
+    table.accumulate = [](const Launch&, double, Cut, Cut) {};
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();

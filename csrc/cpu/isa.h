@@ -24,6 +24,8 @@ struct KernelTable {
   OptimKernel optim[kOptimizers][kMaxVariants];  // null for a variant that an optimizer does not have
   GradSum (*sum_grads)(const Launch&, Cut from, Cut to);
   void (*scale_grads)(const Launch&, double factor, bool zero, Cut from, Cut to);
+  GradSum (*unscale_grads)(const Launch&, double factor, Cut from, Cut to);
+  void (*accumulate)(const Launch&, double factor, Cut from, Cut to);
   void (*rmw_probe)(float* p, const float* g, float* m, float* v, int64_t n);
 };
 

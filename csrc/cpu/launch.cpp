@@ -49,21 +49,41 @@ void scale_grads(const Launch& launch, double factor) {
   if (factor != 1.0) rescale(launch, factor, false);
 }
 
-void grad_stats(const Launch& launch, double* stats) {
-  const auto kernel = current_isa().kernels->sum_grads;
+static double inv_scale_of(const Launch& launch) {
+  return launch.grad_scale ? 1.0 / *launch.grad_scale : 1.0;
+}
+
+// kernel(from, to): the sums of a piece.
+template <class Kernel>
+static void measure(const Launch& launch, double* stats, const Kernel& kernel) {
   const int64_t count = launch.numel() / kElementsPerSum + 1;
   static thread_local std::vector<GradSum> sums;  // grows to the largest list that this thread has met
   sums.resize(count);
   GradSum* const out = sums.data();
   in_parallel(count, [&](int64_t k) {
     const int64_t piece = count - 1 - k;
-    out[piece] = kernel(launch, cut(launch.begin, count, piece), cut(launch.begin, count, piece + 1));
+    out[piece] = kernel(cut(launch.begin, count, piece), cut(launch.begin, count, piece + 1));
   });
   GradSum all;
   for (const GradSum& sum : sums) all.merge(sum);
-  const double inv_scale = launch.grad_scale ? 1.0 / *launch.grad_scale : 1.0;
-  stats[0] = all.norm(inv_scale);
+  stats[0] = all.norm(inv_scale_of(launch));
   stats[1] = all.finite() ? 0.0 : 1.0;
+}
+
+void grad_stats(const Launch& launch, double* stats) {
+  const auto kernel = current_isa().kernels->sum_grads;
+  measure(launch, stats, [&](Cut from, Cut to) { return kernel(launch, from, to); });
+}
+
+void unscale_grads(const Launch& launch, double* stats) {
+  const auto kernel = current_isa().kernels->unscale_grads;
+  const double factor = inv_scale_of(launch);
+  measure(launch, stats, [&](Cut from, Cut to) { return kernel(launch, factor, from, to); });
+}
+
+void accumulate(const Launch& launch, double inv_scale) {
+  const auto kernel = current_isa().kernels->accumulate;
+  in_pieces(launch, [&](Cut from, Cut to) { kernel(launch, inv_scale, from, to); });
 }
 
 }  // namespace onepass

@@ -12,6 +12,12 @@ void step(const Launch& launch, Optimizer which, int variant);
 // row first: the step then begins with those that were read last and may still be in a cache.
 void grad_stats(const Launch& launch, double* stats);
 
+// The same, and each gradient times inv_scale.
+void unscale_grads(const Launch& launch, double* stats);
+
+// Each gradient, times inv_scale, is added to its sum, which is the parameter of its row.
+void accumulate(const Launch& launch, double inv_scale);
+
 // Each gradient times factor; a factor of 1 touches nothing.
 void scale_grads(const Launch& launch, double factor);
 

@@ -1,9 +1,11 @@
-// The optimizers' CPU kernels: a rule each, one driver. Compiled once per instruction set.
+// The CPU kernels of optimizers (a rule each, one driver) and of gradients. Compiled once per instruction
+// set.
 #include "../rules/adagrad.h"
 #include "../rules/adam.h"
 #include "../rules/lion.h"
 #include "../rules/rmsprop.h"
 #include "../rules/sgd.h"
+#include "accumulate.h"
 #include "as_torch.h"
 #include "grads.h"
 
@@ -37,6 +39,8 @@ constinit const KernelTable kernels = {
     },
     sum_piece,
     scale_piece,
+    unscale_piece,
+    accumulate_piece,
     rmw_probe,
 };
 

@@ -1,4 +1,4 @@
-// The norm of all gradients, and their clipping, on CUDA.
+// The norm of all gradients, their unscaling and their clipping, on CUDA.
 #include "grads.cuh"
 
 namespace onepass::cuda {
@@ -8,6 +8,12 @@ static void start_sum(const StatsArgs<kSlots>& args, unsigned blocks, cudaStream
   sum_grads<kSlots><<<blocks, kThreads, 0, stream>>>(args);
 }
 const GradsKernel<StatsArgs> sum_kernel = {start_sum<kSmallSlots>, start_sum<kLargeSlots>};
+
+template <int kSlots>
+static void start_unscale(const StatsArgs<kSlots>& args, unsigned blocks, cudaStream_t stream) {
+  unscale_grads<kSlots><<<blocks, kThreads, 0, stream>>>(args);
+}
+const GradsKernel<StatsArgs> unscale_kernel = {start_unscale<kSmallSlots>, start_unscale<kLargeSlots>};
 
 template <int kSlots>
 static void start_clip(const ClipArgs<kSlots>& args, unsigned blocks, cudaStream_t stream) {

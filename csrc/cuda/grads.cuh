@@ -1,7 +1,8 @@
 // Room 3, memory on CUDA: gradients alone, of any dtypes in one launch.
 //
-// Memory contract. `sum_grads` reads each gradient once and writes two doubles in all; `clip_grads` reads and
-// writes each once, or nothing where the coefficient is 1. In 128-bit accesses wherever a gradient lies: what
+// Memory contract. `sum_grads` reads each gradient once and writes two doubles in all; `unscale_grads` does
+// so too, and writes each once, or nothing where the loss scale is 1; `clip_grads` reads and writes each
+// once, or nothing where the coefficient is 1. In 128-bit accesses wherever a gradient lies: what
 // stands before its first 16-byte boundary in a tile, or behind the last one, is taken one element a thread;
 // so are gradients that are not one run. Tiles are taken from the last one down: the step that follows begins
 // with what was read last, and may find it in the L2 cache.
@@ -25,27 +26,27 @@ __device__ __forceinline__ void with_type(DType dtype, const Body& body) {
   body(static_cast<double*>(nullptr));
 }
 
-// The elements of a gradient that are in its tile number `tile`. grad: null where it is not one run.
-template <class S>
-__device__ __forceinline__ Span span_of(const GradRow& row, const S* grad, int64_t tile) {
+// The elements of a gradient that are in its tile number `tile`.
+template <class Row, class S>
+__device__ __forceinline__ Span span_of(const Row& row, const S* grad, int64_t tile) {
   const int64_t from = tile * kTile, end = from + kTile, to = end < row.numel ? end : row.numel;
   const int64_t off = reinterpret_cast<uintptr_t>(grad + from) % kVectorBytes / sizeof(S);
   const int64_t first = from + (off ? kPerVector<S> - off : 0);
   return Span::make(from, row.box < 0 && first < to ? first : to, to, kPerVector<S>);
 }
 
-// Calls body(gradient, box, span) for every tile of this block: tiles - 1 - blockIdx.x, and so on down.
+// Calls body(gradient, box, span, row) for every tile of this block: tiles - 1 - blockIdx.x, and so on down.
 template <class Work, class Body>
 __device__ __forceinline__ void each_tile_down(const Work& work, const Body& body) {
   int row = work.count - 1;
   for (int64_t tile = work.tiles - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x) {
     row = row_before(work, row, tile);
-    const GradRow& at = work.rows[row];
+    const auto& at = work.rows[row];
     void* const memory = grad_of(work, row);
     const int64_t* const box = at.box < 0 ? nullptr : work.boxes + at.box;
     with_type(at.dtype, [&](auto* typed) {
       auto* const grad = global<std::remove_pointer_t<decltype(typed)>>(memory);
-      body(grad, box, span_of(at, grad, tile - at.first_tile));
+      body(grad, box, span_of(at, grad, tile - at.first_tile), at);
     });
   }
 }
@@ -67,14 +68,17 @@ __device__ __forceinline__ GradSum sum_of_block(const GradSum& mine) {
   return {squares[0], poison[0]};
 }
 
-// kSumBlocks blocks at most, on any device: the same sums, and bits, everywhere.
-template <int kSlots>
-__global__ void __launch_bounds__(kThreads, kMostBlocks)
-    sum_grads(const __grid_constant__ StatsArgs<kSlots> args) {
+// Sums of the gradients as they come; kUnscale: and leaves them unscaled. kSumBlocks blocks at most, on any
+// device: the same sums, and bits, everywhere.
+template <bool kUnscale, int kSlots>
+__device__ __forceinline__ void measure(const StatsArgs<kSlots>& args) {
+  const double inv_scale = args.grad_scale ? 1.0 / static_cast<double>(*args.grad_scale) : 1.0;
+  const bool scaled = inv_scale != 1;
   GradSum mine;
-  each_tile_down(args.work, [&](auto* grad, const int64_t* box, const Span& span) {
+  each_tile_down(args.work, [&](auto* grad, const int64_t* box, const Span& span, const GradRow&) {
     using S = std::remove_pointer_t<decltype(grad)>;
     constexpr int kEach = kPerVector<S>;
+    const auto factor = static_cast<typename Arithmetic<S>::Type>(inv_scale);
     GradSum tile;
 #pragma unroll 4
     for (int64_t i = span.first + threadIdx.x * kEach; i < span.end; i += kThreads * kEach) {
@@ -82,8 +86,18 @@ __global__ void __launch_bounds__(kThreads, kMostBlocks)
       load_vectors(g, grad + i);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) tile.add(load(g[j]));
+      if constexpr (kUnscale) {
+        if (!scaled) continue;
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) store(g[j], factor * load(g[j]));
+        store_vectors(grad + i, g);
+      }
     }
-    span.each_element([&](int64_t i) { tile.add(load(grad[offset_of_grad(box, i)])); });
+    span.each_element([&](int64_t i) {
+      S& g = grad[offset_of_grad(box, i)];
+      tile.add(load(g));
+      if (kUnscale && scaled) store(g, factor * load(g));
+    });
     tile.template settle<typename Arithmetic<S>::Type>();
     mine.merge(tile);
   });
@@ -99,9 +113,21 @@ __global__ void __launch_bounds__(kThreads, kMostBlocks)
     some.merge({__ldcg(args.sums->squares + b), __ldcg(args.sums->poison + b)});
   const GradSum all = sum_of_block(some);
   if (threadIdx.x > 0) return;
-  args.stats[0] = all.norm(args.grad_scale ? 1.0 / static_cast<double>(*args.grad_scale) : 1.0);
+  args.stats[0] = all.norm(inv_scale);
   args.stats[1] = all.finite() ? 0.0 : 1.0;
   *args.blocks_done = 0;
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads, kMostBlocks)
+    sum_grads(const __grid_constant__ StatsArgs<kSlots> args) {
+  measure<false>(args);
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads, kMostBlocks)
+    unscale_grads(const __grid_constant__ StatsArgs<kSlots> args) {
+  measure<true>(args);
 }
 
 template <int kSlots>
@@ -109,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kMostBlocks)
     clip_grads(const __grid_constant__ ClipArgs<kSlots> args) {
   const double coefficient = clip_coefficient(args.max_norm, args.stats[0]);
   if (coefficient == 1) return;
-  each_tile_down(args.work, [&](auto* grad, const int64_t* box, const Span& span) {
+  each_tile_down(args.work, [&](auto* grad, const int64_t* box, const Span& span, const GradRow&) {
     using S = std::remove_pointer_t<decltype(grad)>;
     constexpr int kEach = kPerVector<S>;
     const auto factor = static_cast<typename Arithmetic<S>::Type>(coefficient);

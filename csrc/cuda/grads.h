@@ -1,4 +1,4 @@
-// The CUDA kernels on gradients alone behind plain functions: what the host part calls.
+// The CUDA kernels on gradients and on the loss scale behind plain functions: what the host part calls.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -14,6 +14,9 @@ struct GradsKernel {
 };
 
 extern const GradsKernel<StatsArgs> sum_kernel;
+extern const GradsKernel<StatsArgs> unscale_kernel;
 extern const GradsKernel<ClipArgs> clip_kernel;
+extern const GradsKernel<SumArgs> accumulate_kernel;
+void start_update_scale(const ScaleArgs& args, cudaStream_t stream);
 
 }  // namespace onepass::cuda

@@ -30,6 +30,7 @@ inline int64_t tiles_of(int64_t numel, int64_t head) {
 }
 inline int64_t tiles_of(const DeviceRow& row) { return tiles_of(row.numel, row.head); }
 inline int64_t tiles_of(const GradRow& row) { return tiles_of(row.numel, 0); }
+inline int64_t tiles_of(const SumRow& row) { return tiles_of(row.numel, 0); }
 
 inline uintptr_t misalignment(const void* start, int64_t elements, DType type) {
   return (reinterpret_cast<uintptr_t>(start) + elements * size_of(type)) % kVectorBytes;
@@ -57,6 +58,15 @@ inline DeviceRow device_row(const Row& row, int streams) {
 inline GradRow grad_row(const Row& row) {
   GradRow out;
   std::memset(&out, 0, sizeof out);
+  out.numel = row.numel;
+  out.dtype = row.dtype[kGrad];
+  return out;
+}
+
+inline SumRow sum_row(const Row& row) {
+  SumRow out;
+  std::memset(&out, 0, sizeof out);
+  out.sum = row.data[kParam];
   out.numel = row.numel;
   out.dtype = row.dtype[kGrad];
   return out;
@@ -98,7 +108,8 @@ inline Image step_image(const Launch& launch, const Rows& rows, int streams, int
   return image;
 }
 
-// For what looks at gradients alone.
+// For what looks at gradients alone, or with their sums.
 inline Image grads_image(const Rows& rows) { return image_of_rows(rows, kGrad + 1, grad_row); }
+inline Image sums_image(const Rows& rows) { return image_of_rows(rows, kGrad + 1, sum_row); }
 
 }  // namespace onepass::cuda

@@ -90,10 +90,10 @@ static const void* first_param(const Launch& launch) {
 // complete(args, table): what the kernel wants besides its rows.
 template <template <int> class Args, class Complete>
 static void run_grads(const GradsKernel<Args>& kernel, const char* op, const Launch& launch, Queue queue,
-                      const Complete& complete) {
+                      Image (*image_of)(const Rows&), const Complete& complete) {
   Rows rows;
   for (const Row& row : launch.rows) rows.push_back(&row);
-  const Image image = grads_image(rows);
+  const Image image = image_of(rows);
   const std::lock_guard lock(tables_mutex());
   DeviceTable& table = table_for({queue, &kernel, first_param(launch)}).table;
   char* const memory = table.hold(image, queue.stream);
@@ -109,8 +109,9 @@ static void run_grads(const GradsKernel<Args>& kernel, const char* op, const Lau
   ok(cudaGetLastError(), op);
 }
 
-void grad_stats(const Launch& launch, double* stats, Queue queue) {
-  run_grads(sum_kernel, "grad_stats", launch, queue, [&](auto& args, DeviceTable& table) {
+static void measure(const GradsKernel<StatsArgs>& kernel, const char* op, const Launch& launch, double* stats,
+                    Queue queue) {
+  run_grads(kernel, op, launch, queue, grads_image, [&](auto& args, DeviceTable& table) {
     args.grad_scale = launch.grad_scale;
     args.sums = table.sums();
     args.blocks_done = table.counter();
@@ -118,11 +119,31 @@ void grad_stats(const Launch& launch, double* stats, Queue queue) {
   });
 }
 
+void grad_stats(const Launch& launch, double* stats, Queue queue) {
+  measure(sum_kernel, "grad_stats", launch, stats, queue);
+}
+
+void unscale_grads(const Launch& launch, double* stats, Queue queue) {
+  measure(unscale_kernel, "unscale_", launch, stats, queue);
+}
+
 void clip_grads(const Launch& launch, const double* stats, double max_norm, Queue queue) {
-  run_grads(clip_kernel, "clip_grads_", launch, queue, [&](auto& args, DeviceTable&) {
+  run_grads(clip_kernel, "clip_grads_", launch, queue, grads_image, [&](auto& args, DeviceTable&) {
     args.stats = stats;
     args.max_norm = max_norm;
   });
+}
+
+void accumulate(const Launch& launch, const float* inv_scale, Queue queue) {
+  if (launch.rows.empty()) return;
+  run_grads(accumulate_kernel, "accumulate_", launch, queue, sums_image,
+            [&](auto& args, DeviceTable&) { args.inv_scale = inv_scale; });
+}
+
+// --- the loss scale ---------------------------------------------------------------------------------------
+void update_scale(const ScaleArgs& args, Queue queue) {
+  start_update_scale(args, queue.stream);
+  ok(cudaGetLastError(), "update_scale_");
 }
 
 }  // namespace onepass::cuda

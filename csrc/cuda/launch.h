@@ -15,6 +15,16 @@ void step(const Launch& launch, Optimizer which, int variant, int64_t groups, Qu
 // One kernel. stats: [norm of the unscaled gradients, 1 where one of them is not finite, else 0].
 void grad_stats(const Launch& launch, double* stats, Queue queue);
 
+// The same, and each gradient divided by the loss scale.
+void unscale_grads(const Launch& launch, double* stats, Queue queue);
+
+// One kernel: each gradient, times the number on the device, if there is one, is added to its sum: the
+// parameter of its row.
+void accumulate(const Launch& launch, const float* inv_scale, Queue queue);
+
+// One thread. All pointers are to memory of the device.
+void update_scale(const ScaleArgs& args, Queue queue);
+
 // One kernel: each gradient times what clips the norm in stats[0] to max_norm.
 void clip_grads(const Launch& launch, const double* stats, double max_norm, Queue queue);
 

@@ -6,6 +6,7 @@
 // a launch with more tensors than arguments can hold has them in the table.
 #pragma once
 #include "../common/plan.h"
+#include "../rules/scale.h"
 
 namespace onepass::cuda {
 
@@ -34,6 +35,15 @@ struct GradRow {
   int64_t numel, first_tile;
   int32_t box;
   DType dtype;
+};
+
+// One gradient and the sum that it is added to, which stays where it is. The sum is float32, or float64 for a
+// float64 gradient.
+struct SumRow {
+  void* sum;
+  int64_t numel, first_tile;
+  int32_t box;
+  DType dtype;  // of the gradient
 };
 
 // The part of a kernel's arguments that leads to the rows and their gradients.
@@ -82,9 +92,28 @@ struct ClipArgs {
   Work<GradRow, kSlots> work;
 };
 
+template <int kSlots>
+struct SumArgs {
+  const float* inv_scale;
+  Work<SumRow, kSlots> work;
+};
+
+// Of the loss scale: everything that one thread needs.
+constexpr int kMostFlags = 256;
+struct ScaleArgs {
+  ScaleRule rule;
+  float* scale;
+  int32_t* growth_tracker;
+  int64_t* skipped;
+  int32_t count;  // of found_infs
+  const float* found_infs[kMostFlags];
+};
+
 constexpr size_t kSmallArgs = 4096, kLargeArgs = 32764;
 static_assert(sizeof(OptimArgs<kSmallSlots>) <= kSmallArgs && sizeof(OptimArgs<kLargeSlots>) <= kLargeArgs);
 static_assert(sizeof(StatsArgs<kSmallSlots>) <= kSmallArgs && sizeof(StatsArgs<kLargeSlots>) <= kLargeArgs);
 static_assert(sizeof(ClipArgs<kSmallSlots>) <= kSmallArgs && sizeof(ClipArgs<kLargeSlots>) <= kLargeArgs);
+static_assert(sizeof(SumArgs<kSmallSlots>) <= kSmallArgs && sizeof(SumArgs<kLargeSlots>) <= kLargeArgs);
+static_assert(sizeof(ScaleArgs) <= kSmallArgs);
 
 }  // namespace onepass::cuda

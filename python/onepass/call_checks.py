@@ -86,10 +86,56 @@ def clip_grads(op, grads: list[Tensor], stats: Tensor, max_norm: float, *, value
     _stats(op, stats, _grads(op, grads, True, values), values)
 
 
+def unscale(op, grads: list[Tensor], grad_scale: Tensor, *, values: bool) -> None:
+    here = _grads(op, grads, True, values) if grads else grad_scale.device
+    _scalars(op, here, values, grad_scale=grad_scale)
+
+
+def accumulate(
+    op, sums: list[Tensor], grads: list[Tensor], *, inv_scale: Tensor | None = None, values: bool
+) -> None:
+    if len(grads) != len(sums):
+        raise RuntimeError(f"{op.name}: grads has {len(grads)} entries, expected {len(sums)} as sums")
+    here = sums[0].device if sums else torch.device("cpu")
+    for i, (total, g) in enumerate(zip(sums, grads, strict=True)):
+        checks.check_sum(op.name, i, total, g, here, values)
+    checks.check_scalar(op.name, "inv_scale", inv_scale, here)
+    if values:
+        checks.check_storage(f"{op.name}: inv_scale", inv_scale)
+
+
+def update_scale(
+    op,
+    scale: Tensor,
+    growth_tracker: Tensor,
+    skipped: Tensor,
+    found_infs: list[Tensor],
+    growth_factor: float,
+    backoff_factor: float,
+    growth_interval: int,
+    hysteresis: int,
+    min_scale: float,
+    max_scale: float,
+    *,
+    values: bool,
+) -> None:
+    checks.check_scale_rule(op.name, growth_factor, backoff_factor, hysteresis, min_scale, max_scale)
+    wanted = {
+        "scale": (scale, torch.float32, 1),
+        "growth_tracker": (growth_tracker, torch.int32, 1),
+        "skipped": (skipped, torch.int64, 2),
+        **{f"found_infs[{i}]": (t, torch.float32, 1) for i, t in enumerate(found_infs)},
+    }
+    for name, (t, dtype, numel) in wanted.items():
+        checks.check_elements(op.name, name, t, dtype, numel, scale.device)
+        if values:
+            checks.check_storage(f"{op.name}: {name}", t)
+
+
 def nothing(*_args, **_kwargs) -> None:
     """What an op that only writes its arguments returns."""
 
 
-def new_stats(grads: list[Tensor], **_kwargs) -> Tensor:
-    device = grads[0].device if grads else torch.device("cpu")
+def new_stats(grads: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
+    device = next((t.device for t in (*grads, grad_scale) if t is not None), torch.device("cpu"))
     return torch.empty(2, dtype=torch.float64, device=device)

@@ -136,6 +136,49 @@ def check_grad(op: str, i: int, grad: Tensor, here: torch.device) -> None:
         _fail(f"{op}: grads[{i}] is on another device than grads[0]")
 
 
+def check_sum(op: str, i: int, total: Tensor, grad: Tensor, here: torch.device, memory: bool) -> None:
+    """A sum of gradients and the gradient that is to be added to it."""
+    arg, other = f"{op}: sums[{i}]", f"{op}: grads[{i}]"
+    if grad.dtype not in SERVED:
+        _fail(
+            other,
+            " has a dtype that is not served, expected torch.float32, float64, bfloat16 or float16",
+        )
+    if total.device != here:
+        _fail(arg, " is on another device than sums[0]")
+    if grad.device != here:
+        _fail(other, f" is on another device than sums[{i}]")
+    if grad.shape != total.shape:
+        _fail(other, " has shape ", _shape(grad), ", expected ", _shape(total), f" as sums[{i}]")
+    wanted = torch.float32 if grad.dtype in HALF else grad.dtype
+    if total.dtype != wanted:
+        _fail(arg, f" has dtype {_name(total.dtype)}, expected {wanted} for {grad.dtype} gradients")
+    check_written(arg, total)
+    if memory:
+        check_storage(arg, total)
+        check_storage(other, grad)
+
+
+def check_elements(op: str, name: str, t: Tensor, dtype: torch.dtype, numel: int, here: torch.device) -> None:
+    if t.dtype != dtype or t.numel() != numel or not t.is_contiguous() or t.device != here:
+        count = "one" if numel == 1 else "two"
+        _fail(f"{op}: {name} has to be {count} {dtype} element{'s' * (numel > 1)} on ", _where(here))
+
+
+def check_scale_rule(
+    op: str, growth_factor: float, backoff_factor: float, hysteresis: int, min_scale: float, max_scale: float
+) -> None:
+    """Each comparison is written so that NaN fails."""
+    if not growth_factor > 1:
+        _fail(f"{op}: growth_factor is {growth_factor:g}, expected > 1")
+    if not backoff_factor < 1:
+        _fail(f"{op}: backoff_factor is {backoff_factor:g}, expected < 1")
+    if hysteresis < 0:
+        _fail(f"{op}: hysteresis is {hysteresis}, expected >= 0")
+    if not 0 <= min_scale <= max_scale:
+        _fail(f"{op}: scales from {min_scale:g} to {max_scale:g}, expected 0 <= min_scale <= max_scale")
+
+
 def check_step(op: str, i: int, step: Tensor, param: Tensor, memory: bool) -> None:
     if step.device != param.device:
         _fail(f"{op}: steps[{i}] is on another device than params[{i}]")

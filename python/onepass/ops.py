@@ -41,7 +41,8 @@ class Op:
     doc: str  # one line: the support table's
     reference: str  # module:function in plain PyTorch
     check: str  # function of onepass.call_checks: metadata (fakes), then values (reference)
-    bytes_per_element: int  # moved by a float32 call with no option: streams read + written, 4 bytes each
+    # Moved by a float32 call with no option: streams read + written, 4 bytes each; 0 where there are none.
+    bytes_per_element: int
     bench: str  # `python -m onepass bench <this>` times it
     triton: str | None  # module:function in kernels/, None until there is one
     fake: str = "nothing"  # function of onepass.call_checks: an op's results as fake tensors
@@ -186,6 +187,42 @@ OPS = (
         bytes_per_element=8,
         bench="optim",
         triton="onepass.kernels.grads:clip_grads_",
+    ),
+    Op(
+        name="unscale_",
+        schema="(Tensor(a!)[] grads, Tensor grad_scale) -> Tensor",
+        writing="",
+        doc="gradients divided by the loss scale, and their stats, in one pass",
+        reference="onepass.reference.grads:unscale_",
+        check="unscale",
+        fake="new_stats",
+        bytes_per_element=8,
+        bench="amp",
+        triton="onepass.kernels.grads:unscale_",
+    ),
+    Op(
+        name="accumulate_",
+        schema="(Tensor(a!)[] sums, Tensor[] grads, *, Tensor? inv_scale=None) -> ()",
+        writing="",
+        doc="float32 sums of gradients of any dtype: sum += inv_scale * grad",
+        reference="onepass.reference.grads:accumulate_",
+        check="accumulate",
+        bytes_per_element=12,
+        bench="amp",
+        triton="onepass.kernels.amp:accumulate_",
+    ),
+    Op(
+        name="update_scale_",
+        schema="(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) skipped, Tensor[] found_infs, "
+        "float growth_factor, float backoff_factor, int growth_interval, int hysteresis, float min_scale, "
+        "float max_scale) -> ()",
+        writing="",
+        doc="the loss scale's next value, and the counters of skipped steps, by what the steps found",
+        reference="onepass.reference.scale:update_scale_",
+        check="update_scale",
+        bytes_per_element=0,
+        bench="amp",
+        triton="onepass.kernels.amp:update_scale_",
     ),
 )
 BY_NAME = {op.name: op for op in OPS}

@@ -109,16 +109,52 @@ static Launch grads_launch(const Arrays& grads, Shapes& shapes, std::deque<Layou
   return launch;
 }
 
-static py::array_t<double> grad_stats(const Arrays& grads,
-                                      const std::optional<py::array_t<float>>& grad_scale) {
+// How: cuda::grad_stats, or cuda::unscale_grads.
+template <auto kHow>
+static py::array_t<double> measure(const Arrays& grads, const std::optional<py::array_t<float>>& grad_scale) {
   Shapes shapes;
   std::deque<Layout> layouts;
   Launch launch = grads_launch(grads, shapes, layouts);
   launch.grad_scale = data_of(grad_scale);
   py::array_t<double> stats(2);
-  cuda::grad_stats(launch, stats.mutable_data(), {0, nullptr});
+  kHow(launch, stats.mutable_data(), {0, nullptr});
   wait_for_stream();
   return stats;
+}
+
+static void accumulate(const Arrays& sums, const Arrays& grads,
+                       const std::optional<py::array_t<float>>& inv_scale) {
+  Shapes shapes;
+  std::deque<Layout> layouts;
+  Launch launch;
+  launch.clear();
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const View views[] = {view_of(sums[i], shapes), view_of(grads[i], shapes)};
+    Row row{};
+    for (int s : {kParam, kGrad}) {
+      row.data[s] = views[s].data;
+      row.dtype[s] = views[s].dtype;
+    }
+    row.lie(layouts.emplace_back(layout_of(views, 2)));
+    launch.add(row);
+  }
+  cuda::accumulate(launch, data_of(inv_scale), {0, nullptr});
+  wait_for_stream();
+}
+
+static void update_scale(py::array_t<float> scale, py::array_t<int32_t> growth_tracker,
+                         py::array_t<int64_t> skipped, const std::vector<py::array_t<float>>& found_infs,
+                         double growth_factor, double backoff_factor, int64_t growth_interval,
+                         int64_t hysteresis, double min_scale, double max_scale) {
+  cuda::ScaleArgs args{{growth_factor, backoff_factor, min_scale, max_scale, growth_interval, hysteresis},
+                       scale.mutable_data(),
+                       growth_tracker.mutable_data(),
+                       skipped.mutable_data(),
+                       static_cast<int32_t>(found_infs.size()),
+                       {}};
+  for (size_t i = 0; i < found_infs.size(); ++i) args.found_infs[i] = found_infs[i].data();
+  cuda::update_scale(args, {0, nullptr});
+  wait_for_stream();
 }
 
 static void clip_grads(const Arrays& grads, const py::array_t<double>& stats, double max_norm) {
@@ -148,7 +184,10 @@ PYBIND11_MODULE(MODULE_NAME, m) {
         py::arg("steps"), py::arg("hyper"), py::arg("groups"), py::arg("grad_scale") = std::nullopt,
         py::arg("found_inf") = std::nullopt, py::arg("stats") = std::nullopt, py::arg("grads_after") = 0,
         py::arg("hyper_on_device") = false, py::arg("wait") = true);
-  m.def("grad_stats", &grad_stats, py::arg("grads"), py::arg("grad_scale") = std::nullopt);
+  m.def("grad_stats", &measure<cuda::grad_stats>, py::arg("grads"), py::arg("grad_scale") = std::nullopt);
+  m.def("unscale_", &measure<cuda::unscale_grads>, py::arg("grads"), py::arg("grad_scale"));
+  m.def("accumulate_", &accumulate, py::arg("sums"), py::arg("grads"), py::arg("inv_scale") = std::nullopt);
+  m.def("update_scale_", &update_scale);
   m.def("clip_grads_", &clip_grads, py::arg("grads"), py::arg("stats"), py::arg("max_norm"));
   m.def("first_tiles", &first_tiles, "Where each row's tiles start in a launch, and their number");
 }

@@ -14,6 +14,7 @@ import torch
 
 from ..ops import OPS
 from . import layouts
+from .amp_cases import ACCUMULATE, SCALE, UNSCALE, accumulate, unscale, update_scale
 from .grad_cases import CLIP, STATS, clip_grads, grad_stats
 from .optim_cases import optimizer, variant_names
 
@@ -177,3 +178,13 @@ CASES["grad_stats"] = tuple(
     Case(name, partial(grad_stats, **settings), _FEW.get(name, FLOATS)) for name, settings in STATS.items()
 )
 CASES["clip_grads_"] = tuple(Case(name, partial(clip_grads, **settings)) for name, settings in CLIP.items())
+CASES["unscale_"] = tuple(
+    Case(name, partial(unscale, **settings), _FEW.get(name, FLOATS)) for name, settings in UNSCALE.items()
+)
+CASES["accumulate_"] = tuple(
+    Case(name, partial(accumulate, **settings), _FEW.get(name, FLOATS))
+    for name, settings in ACCUMULATE.items()
+)
+CASES["update_scale_"] = tuple(
+    Case(name, partial(update_scale, **settings), (torch.float32,)) for name, settings in SCALE.items()
+)

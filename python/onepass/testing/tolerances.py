@@ -45,8 +45,8 @@ TOLERANCES = {
     ),
 }
 
-# Never off: counters, and every argument that is only read.
-EXACT = ("steps",)
+# Never off: counters, the loss scale, and every argument that is only read.
+EXACT = ("steps", "scale")
 
 # The floor of the scale, as a share of the largest finite value in all of the argument. Two sums can cancel
 # and leave nothing but the rounding of numbers that neither the result nor its value before the call shows:
