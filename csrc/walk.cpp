@@ -187,8 +187,9 @@ bool OptimPlan::as_built(size_t i, const Row& row) const {
 
 // Does the gradient fit its parameter? If not, whoever builds the plan says why.
 bool OptimPlan::fits(const View& grad, const View& param, const Row& row) const {
-  return grad.on_cpu == !cuda_ && grad.device_index == cuda_.value_or(0) && grad.dtype == row.dtype[kParam] &&
-         same_sizes(grad, param) && has_storage(grad);
+  const bool summed = grad.dtype == DType::kFloat32 && is_half(row.dtype[kParam]);
+  return grad.on_cpu == !cuda_ && grad.device_index == cuda_.value_or(0) &&
+         (grad.dtype == row.dtype[kParam] || summed) && same_sizes(grad, param) && has_storage(grad);
 }
 
 // A gradient that is written has one address an element.
@@ -220,6 +221,7 @@ bool OptimPlan::gather_row(size_t i) {
       !writable(view))
     return false;
   row.data[kGrad] = view.data;
+  row.dtype[kGrad] = view.dtype;
   if (!cuda_) row.t = read_step(row) + 1;
   if (row.box || !same_strides(view, param)) {
     View views[kMaxStreams];

@@ -116,13 +116,14 @@ def _update(
     EMA: tl.constexpr,
     GRADS_AFTER: tl.constexpr,
     S: tl.constexpr,
+    G: tl.constexpr,
     Q: tl.constexpr,
     T: tl.constexpr,
 ):
     """Reads a block of each stream, applies the step, writes what changed. No mask: all is there, aligned."""
     ALIGNED: tl.constexpr = mask is None
     p_at = _pointer(addresses[0], S, ALIGNED) + offsets
-    g_at = _pointer(addresses[1], S, ALIGNED) + offsets
+    g_at = _pointer(addresses[1], G, ALIGNED) + offsets
     a_at = _pointer(addresses[2], Q, ALIGNED) + offsets
     b_at = _pointer(addresses[3], Q, ALIGNED) + offsets
     c_at = _pointer(addresses[4], Q, ALIGNED) + offsets
@@ -132,7 +133,7 @@ def _update(
     b = tl.load(b_at, mask=mask).to(T) if STATES > 1 else g
     c = tl.load(c_at, mask=mask).to(T) if STATES > 2 else g
     if GRADS_AFTER != KEPT and GRADS_AFTER != ZEROED:
-        tl.store(g_at, clipped(coefficients, g).to(S), mask=mask)
+        tl.store(g_at, clipped(coefficients, g).to(G), mask=mask)
     p, a, b, c = step(coefficients, g, p, a, b, c, RULE, L2, VARIANT, T)
     tl.store(p_at, p.to(S), mask=mask)
     if STATES > 0:
@@ -145,7 +146,7 @@ def _update(
         e = tl.load(e_at, mask=mask)  # late: registers
         tl.store(e_at, average(coefficients, e, p), mask=mask)
     if GRADS_AFTER == ZEROED:
-        tl.store(g_at, tl.zeros_like(p).to(S), mask=mask)
+        tl.store(g_at, tl.zeros_like(p).to(G), mask=mask)
 
 
 @triton.jit
@@ -162,10 +163,12 @@ def _walk(
     EMA: tl.constexpr,
     GRADS_AFTER: tl.constexpr,
     S: tl.constexpr,
+    G: tl.constexpr,
     Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All tiles of this program. S: the parameters' dtype; Q: that of states; T: of the arithmetic."""
+    """All tiles of this program. S: the parameters' dtype; G: that of gradients; Q: of states; T: of the
+    arithmetic."""
     T: tl.constexpr = tl.float64 if S.is_fp64() else tl.float32
     PART: tl.constexpr = BLOCK // 8  # under a mask every element has an address of its own: registers
     programs = tl.num_programs(0)
@@ -195,7 +198,7 @@ def _walk(
                 offsets = start + tl.arange(0, BLOCK)
                 _update(
                     addresses, coefficients, offsets, None,
-                    RULE, STATES, L2, VARIANT, EMA, GRADS_AFTER, S, Q, T,
+                    RULE, STATES, L2, VARIANT, EMA, GRADS_AFTER, S, G, Q, T,
                 )  # fmt: skip
             else:
                 numel = _cell(table, count, NUMEL, row)
@@ -204,13 +207,13 @@ def _walk(
                     mask = some < numel
                     _update(
                         addresses, coefficients, some, mask,
-                        RULE, STATES, L2, VARIANT, EMA, GRADS_AFTER, S, Q, T,
+                        RULE, STATES, L2, VARIANT, EMA, GRADS_AFTER, S, G, Q, T,
                     )  # fmt: skip
             tile += programs
 
 
 @triton.jit
-def _zero_grads(table, count, S: tl.constexpr, BLOCK: tl.constexpr):
+def _zero_grads(table, count, G: tl.constexpr, BLOCK: tl.constexpr):
     """What is left of a step that is skipped, where it was to leave zeros in the gradients."""
     PART: tl.constexpr = BLOCK // 8
     tile = tl.program_id(0).to(tl.int64)
@@ -218,10 +221,10 @@ def _zero_grads(table, count, S: tl.constexpr, BLOCK: tl.constexpr):
     while tile < _cell(table, count, FIRST, count):
         row = _row_of(table, count, row, tile)
         start = (tile - _cell(table, count, FIRST, row)) * BLOCK
-        at, numel = _cell(table, count, GRAD, row).to(tl.pointer_type(S)), _cell(table, count, NUMEL, row)
+        at, numel = _cell(table, count, GRAD, row).to(tl.pointer_type(G)), _cell(table, count, NUMEL, row)
         for part in range(0, BLOCK, PART):
             offsets = start + part + tl.arange(0, PART)
-            tl.store(at + offsets, tl.zeros((PART,), S), mask=offsets < numel)
+            tl.store(at + offsets, tl.zeros((PART,), G), mask=offsets < numel)
         tile += tl.num_programs(0)
 
 
@@ -258,6 +261,7 @@ def multi_tensor(
     EMA: tl.constexpr,
     GRADS_AFTER: tl.constexpr,
     S: tl.constexpr,
+    G: tl.constexpr,
     Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -266,9 +270,9 @@ def multi_tensor(
     found = (_scalar(table, FOUND_INF, 0.0) != 0) | (_stat(table, 1) != 0)
     if found == 0:
         _walk(
-            table, count, MAKE, RULE, STATES, COLUMNS, L2, VARIANT, COUNTS, EMA, GRADS_AFTER, S, Q, BLOCK
+            table, count, MAKE, RULE, STATES, COLUMNS, L2, VARIANT, COUNTS, EMA, GRADS_AFTER, S, G, Q, BLOCK
         )  # fmt: skip
         if COUNTS:
             _advance_steps(table, count, BLOCK)
     elif GRADS_AFTER == ZEROED:
-        _zero_grads(table, count, S, BLOCK)
+        _zero_grads(table, count, G, BLOCK)

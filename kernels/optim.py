@@ -1,4 +1,5 @@
-"""The optimizers' ops, with the arguments of the schemas in onepass/ops.py: one launch a dtype of parameters.
+"""The optimizers' ops, with the arguments of the schemas in onepass/ops.py: one launch for each
+combination of the dtypes of parameters, gradients and states.
 
 Tensors of a row that do not lie alike, without gaps, in memory (slices, expanded gradients, a gradient laid
 out otherwise than its parameter) go through dense copies that are made for the call and copied back. The
@@ -72,6 +73,7 @@ def constants(
     name: str,
     dtype: torch.dtype,
     state_dtype: torch.dtype | None = None,
+    grad_dtype: torch.dtype | None = None,
     *,
     variant: int = 0,
     states: int,
@@ -84,6 +86,7 @@ def constants(
     Args:
         variant: which of the rule's optional states there are, as bits.
         states: how many there are in all; of state_dtype, None for that of the arithmetic.
+        grad_dtype: None for that of the parameters.
     """
     rule = RULES[name]
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
@@ -98,6 +101,7 @@ def constants(
         "EMA": ema,
         "GRADS_AFTER": grads_after,
         "S": TL_DTYPES[dtype],
+        "G": TL_DTYPES[grad_dtype or dtype],
         "Q": TL_DTYPES[state_dtype or arithmetic],
         "BLOCK": block_of(dtype),
     }
@@ -111,7 +115,7 @@ def _launch(
     hyper: Tensor,
     scalars: dict[str, Tensor | None],
 ) -> None:
-    """rows: of one parameter dtype, the tensors of a row laid out alike."""
+    """rows: of the same dtypes, the tensors of a row laid out alike."""
     param = rows[0][0]
     columns = table.columns(list(zip(*rows, strict=True)), steps, groups, kernel["BLOCK"])
     tiles = int(columns[table.FIRST.value, -1])
@@ -143,7 +147,7 @@ def _run(
     lists = [*required[:2], *states, *([emas] if emas else [])]
     rows: list[Row] = list(zip(*lists, strict=True))
     runs = [_as_runs(row) for row in rows]
-    kinds = [(row[0].dtype, row[2].dtype if states else None) for row in rows]
+    kinds = [(row[0].dtype, row[2].dtype if states else None, row[1].dtype) for row in rows]
     scalars = {"grad_scale": grad_scale, "found_inf": found_inf, "stats": stats}
     for kind in dict.fromkeys(kinds):
         mine = [kind == other for other in kinds]

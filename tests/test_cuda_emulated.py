@@ -33,7 +33,9 @@ ROWS = [
 SANITIZED = ("groups", "odd_sizes", "empty_and_0_dim", "sliced", "misaligned", "skipped_and_zeroed")
 SANITIZED += ("amsgrad", "momentum", "centered_momentum", "phase", "phase_sliced", "phase_misaligned")
 SANITIZED += ("bf16_states", "bf16_states_phase", "grad_misaligned", "grad_transposed", "grad_one_value")
-SANITIZED += ("inf_and_nan", "clipped", "mixed", "only_empty")
+SANITIZED += ("inf_and_nan", "clipped", "mixed", "only_empty", "plain", "scaled", "overflow", "grows")
+SANITIZED += ("float32_grads", "float32_grads_phase", "float32_grads_zeroed", "float32_grads_misaligned")
+SANITIZED += ("sum_misaligned", "grad_sliced")
 OPTIMIZERS = [op for op in SERVED if op.hyper]
 ADAMW = BY_NAME["adamw_"]
 

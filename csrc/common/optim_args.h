@@ -48,6 +48,11 @@ inline void check_dtype(const Argument& arg, int stream, int states, const View*
   }
   const DType wanted = wanted_dtype(stream, states, views);
   if (came == wanted) return;
+  if (stream == kGrad && is_half(param)) {  // those may have been summed in float32
+    if (came == DType::kFloat32) return;
+    fail(arg, " has dtype ", name_of(came), ", expected ", name_of(param), " or torch.float32 for ",
+         name_of(param), " parameters");
+  }
   if (stream > kState && stream < kState + states)
     fail(arg, " has dtype ", name_of(came), ", expected ", name_of(wanted), " as the first state");
   fail(arg, " has dtype ", name_of(came), ", expected ", name_of(wanted), " for ", name_of(param),

@@ -14,10 +14,10 @@
 
 namespace onepass::ONEPASS_ISA {
 
-// The arithmetic: n elements, every stream contiguous: parameter and gradient of type P, states of type S.
-// The step is taken by value: its coefficients then stay in registers, whatever the stores may alias.
-template <bool kL1, class Step, class P, class S>
-void update(const Step step, int64_t n, P* __restrict p, const P* __restrict g, S* const* state) {
+// The arithmetic: n elements, every stream contiguous: parameter of type P, gradient of type G, states of
+// type S. The step is taken by value: its coefficients then stay in registers, whatever the stores may alias.
+template <bool kL1, class Step, class P, class G, class S>
+void update(const Step step, int64_t n, P* __restrict p, const G* __restrict g, S* const* state) {
   using T = typename Step::T;
   constexpr int kStates = Step::kStates;
   S* __restrict s0 = kStates > 0 ? state[0] : nullptr;
@@ -53,16 +53,16 @@ void leave(const Step step, GradsAfter after, int64_t n, T* g) {
 }
 
 // The plain step, without L1, on streams that need no tile: one loop over the whole row.
-template <class P, class S, class Step>
+template <class P, class G, class S, class Step>
 bool update_in_place(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
   bool plain = !row.box && !launch.ema && launch.grads_after == GradsAfter::kKept && step.l1 == 0;
-  plain &= is_stored<P>(row.dtype[kParam]) && is_stored<P>(row.dtype[kGrad]);
+  plain &= is_stored<P>(row.dtype[kParam]) && is_stored<G>(row.dtype[kGrad]);
   for (int s = 0; s < Step::kStates; ++s) plain &= is_stored<S>(row.dtype[kState + s]);
   if (!plain) return false;
   S* state[kMaxStates] = {};
   for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<S*>(row.data[kState + s]) + from;
   update<false>(step, to - from, static_cast<P*>(row.data[kParam]) + from,
-                static_cast<const P*>(row.data[kGrad]) + from, state);
+                static_cast<const G*>(row.data[kGrad]) + from, state);
   return true;
 }
 
@@ -70,11 +70,12 @@ bool update_in_place(const Step& step, const Row& row, const Launch& launch, int
 template <class Step>
 void update_row(const Step& step, const Row& row, const Launch& launch, int64_t from, int64_t to) {
   using T = typename Step::T;
-  if (update_in_place<T, T>(step, row, launch, from, to)) return;
+  if (update_in_place<T, T, T>(step, row, launch, from, to)) return;
   if constexpr (sizeof(T) == 4) {
-    if (update_in_place<BFloat16, T>(step, row, launch, from, to)) return;
-    if (update_in_place<BFloat16, BFloat16>(step, row, launch, from, to)) return;
-    if (update_in_place<T, BFloat16>(step, row, launch, from, to)) return;
+    if (update_in_place<BFloat16, BFloat16, T>(step, row, launch, from, to)) return;
+    if (update_in_place<BFloat16, BFloat16, BFloat16>(step, row, launch, from, to)) return;
+    if (update_in_place<T, T, BFloat16>(step, row, launch, from, to)) return;
+    if (update_in_place<BFloat16, T, T>(step, row, launch, from, to)) return;  // summed in float32
   }
   Window<T> p{row, kParam}, g{row, kGrad}, s0{row, kState}, s1{row, kState + 1}, s2{row, kState + 2};
   Window<T> ema{row, kState + Step::kStates};

@@ -46,6 +46,7 @@ inline DeviceRow device_row(const Row& row, int streams) {
   out.numel = row.numel;
   out.group = row.group;
   out.step_f64 = row.step_dtype == DType::kFloat64;
+  out.wide_grad = row.dtype[kGrad] != row.dtype[kParam];
   const int64_t off = misalignment(row.data[kParam], 0, row.dtype[kParam]);
   const int64_t head = off ? (kVectorBytes - off) / size_of(row.dtype[kParam]) : 0;
   out.head = static_cast<int32_t>(row.box || head > row.numel ? 0 : head);

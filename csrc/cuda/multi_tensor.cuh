@@ -17,7 +17,7 @@
 namespace onepass::cuda {
 
 // How the streams of a step are kept. S: parameter and gradient; M: states. The average of weights is kept in
-// the arithmetic type.
+// the arithmetic type, and so is a gradient that was summed in it.
 template <class Rule, class S_, class M_>
 struct Kind {
   using Step = onepass::Step<Rule>;
@@ -33,7 +33,9 @@ struct Kind {
 // The streams of one row.
 template <class K>
 struct Streams {
-  typename K::S *param, *grad;
+  typename K::S* param;
+  void* grad;
+  bool wide;  // the gradient is of type T, else S
   typename K::M* state[K::kHeld];
   typename K::T* ema;
   bool has_ema;
@@ -42,14 +44,39 @@ struct Streams {
   template <class Args>
   __device__ Streams(const Args& args, const DeviceRow& row, void* gradient)
       : param(global<typename K::S>(row.data[kParam])),
-        grad(global<typename K::S>(gradient)),
+        grad(global<void>(gradient)),
+        wide(sizeof(typename K::S) < sizeof(typename K::T) && row.wide_grad),
         ema(global<typename K::T>(row.data[kState + K::kStates])),
         has_ema(args.ema),
         after(args.grads_after) {
 #pragma unroll
     for (int s = 0; s < K::kStates; ++s) state[s] = global<typename K::M>(row.data[kState + s]);
   }
+
+  // Calls body with the gradient as a pointer to what it is stored in.
+  template <class Body>
+  __device__ __forceinline__ void with_grad(const Body& body) const {
+    if (wide)
+      body(static_cast<typename K::T*>(grad));
+    else
+      body(static_cast<typename K::S*>(grad));
+  }
 };
+
+template <class T, class S, int n>
+__device__ __forceinline__ void load_grads(T (&to)[n], const S* from) {
+  S stored[n];
+  load_vectors(stored, from);
+#pragma unroll
+  for (int j = 0; j < n; ++j) to[j] = load(stored[j]);
+}
+template <class T, class S, int n>
+__device__ __forceinline__ void store_grads(S* to, const T (&from)[n]) {
+  S stored[n];
+#pragma unroll
+  for (int j = 0; j < n; ++j) store(stored[j], from[j]);
+  store_vectors(to, stored);
+}
 
 __device__ __forceinline__ double number_of_step(const DeviceRow& row) {
   if (!row.step) return 2;  // nobody counts: the first is behind us
@@ -90,9 +117,9 @@ __device__ __forceinline__ void make_coefficients(Coefficients<Step>& made, cons
 }
 
 // What the step leaves in a gradient, where it leaves something.
-template <class Step, class S>
-__device__ __forceinline__ void leave(const Step& step, GradsAfter after, S& g) {
-  store(g, after == GradsAfter::kZeroed ? typename Step::T(0) : step.clipped(load(g)));
+template <class Step, class T = typename Step::T>
+__device__ __forceinline__ T left(const Step& step, GradsAfter after, T g) {
+  return after == GradsAfter::kZeroed ? T(0) : step.clipped(g);
 }
 
 // Elements [from, to), which all streams have on 16-byte boundaries; a multiple of what a thread takes: of
@@ -102,9 +129,10 @@ template <class K>
 __device__ __forceinline__ void update_vectors(const typename K::Step step, const Streams<K>& at,
                                                int64_t from, int64_t to) {
   for (int64_t i = from + static_cast<int64_t>(threadIdx.x) * K::kEach; i < to; i += kThreads * K::kEach) {
-    typename K::S p[K::kEach], g[K::kEach];
+    typename K::S p[K::kEach];
+    typename K::T g[K::kEach];
     load_vectors(p, at.param + i);
-    load_vectors(g, at.grad + i);
+    at.with_grad([&](auto* grad) { load_grads(g, grad + i); });
 #pragma unroll
     for (int chunk = 0; chunk < K::kEach; chunk += K::kChunk) {
       typename K::M state[K::kHeld][K::kChunk];
@@ -117,7 +145,7 @@ __device__ __forceinline__ void update_vectors(const typename K::Step step, cons
         typename K::T param = load(p[chunk + j]), held[kMaxStates] = {};
 #pragma unroll
         for (int s = 0; s < K::kStates; ++s) held[s] = load(state[s][j]);
-        step(load(g[chunk + j]), param, held[0], held[1], held[2]);
+        step(g[chunk + j], param, held[0], held[1], held[2]);
         if (at.has_ema) ema[j] = step.average(ema[j], param);
         store(p[chunk + j], param);
 #pragma unroll
@@ -130,8 +158,8 @@ __device__ __forceinline__ void update_vectors(const typename K::Step step, cons
     store_vectors(at.param + i, p);
     if (at.after == GradsAfter::kKept) continue;
 #pragma unroll
-    for (int j = 0; j < K::kEach; ++j) leave(step, at.after, g[j]);
-    store_vectors(at.grad + i, g);
+    for (int j = 0; j < K::kEach; ++j) g[j] = left(step, at.after, g[j]);
+    at.with_grad([&](auto* grad) { store_grads(grad + i, g); });
   }
 }
 
@@ -143,16 +171,18 @@ __device__ __forceinline__ void update_element(const typename K::Step& step, con
 #pragma unroll
   for (int64_t& place : in) place = i;
   if (box) offsets_in(box, i, kState + K::kStates + at.has_ema, in);
-  typename K::S &p = at.param[in[kParam]], &g = at.grad[in[kGrad]];
-  typename K::T param = load(p), held[kMaxStates] = {};
+  typename K::S& p = at.param[in[kParam]];
+  typename K::T param = load(p), g, held[kMaxStates] = {};
+  at.with_grad([&](auto* grad) { g = load(grad[in[kGrad]]); });
 #pragma unroll
   for (int s = 0; s < K::kStates; ++s) held[s] = load(at.state[s][in[kState + s]]);
-  step(load(g), param, held[0], held[1], held[2]);
+  step(g, param, held[0], held[1], held[2]);
   if (at.has_ema) {
     typename K::T& ema = at.ema[in[kState + K::kStates]];
     ema = step.average(ema, param);
   }
-  if (at.after != GradsAfter::kKept) leave(step, at.after, g);
+  if (at.after != GradsAfter::kKept)
+    at.with_grad([&](auto* grad) { store(grad[in[kGrad]], left(step, at.after, g)); });
   store(p, param);
 #pragma unroll
   for (int s = 0; s < K::kStates; ++s) store(at.state[s][in[kState + s]], held[s]);
@@ -162,21 +192,26 @@ __device__ __forceinline__ void update_element(const typename K::Step& step, con
 template <class K>
 __device__ __forceinline__ Span span_of(const DeviceRow& row, const Streams<K>& at, int64_t tile) {
   const int64_t start = row.head + tile * kTile, end = start + kTile, to = end < row.numel ? end : row.numel;
-  const bool aligned = row.aligned && reinterpret_cast<uintptr_t>(at.grad + row.head) % kVectorBytes == 0;
+  const uintptr_t grad = reinterpret_cast<uintptr_t>(at.grad) +
+                         row.head * (at.wide ? sizeof(typename K::T) : sizeof(typename K::S));
+  const bool aligned = row.aligned && grad % kVectorBytes == 0;
   return Span::make(tile ? start : 0, aligned ? start : to, to, K::kEach);
 }
 
 template <class K>
 __device__ __forceinline__ void zero_grads(const Streams<K>& at, const int64_t* box, const Span& span) {
-  constexpr int kEach = kPerVector<typename K::S>;
-  typename K::S zeros[kEach];
+  at.with_grad([&](auto* grad) {
+    using G = std::remove_pointer_t<decltype(grad)>;
+    constexpr int kEach = kPerVector<G>;
+    G zeros[kEach];
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) store(zeros[j], typename K::T(0));
+    for (int j = 0; j < kEach; ++j) store(zeros[j], typename K::T(0));
 #pragma unroll 1
-  for (int64_t i = span.first + static_cast<int64_t>(threadIdx.x) * kEach; i < span.end;
-       i += kThreads * kEach)
-    store_vectors(at.grad + i, zeros);
-  span.each_element([&](int64_t i) { at.grad[offset_of_grad(box, i)] = zeros[0]; });
+    for (int64_t i = span.first + static_cast<int64_t>(threadIdx.x) * kEach; i < span.end;
+         i += kThreads * kEach)
+      store_vectors(grad + i, zeros);
+    span.each_element([&](int64_t i) { grad[offset_of_grad(box, i)] = zeros[0]; });
+  });
 }
 
 // Every counter is one step further, once no block reads it any more.

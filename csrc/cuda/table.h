@@ -23,11 +23,12 @@ struct DeviceRow {
   void* step;               // null where nobody counts
   int64_t numel, first_tile;
   int32_t group;
-  int32_t head;   // elements before the parameter's first 16-byte boundary
-  int32_t box;    // where its box starts in the table's boxes; -1 where all streams are one run
-  bool aligned;   // every other stream, but for the gradient, has a 16-byte boundary where the parameter has
-                  // one
-  bool step_f64;  // the step counter is float64, else float32
+  int32_t head;    // elements before the parameter's first 16-byte boundary
+  int32_t box;     // where its box starts in the table's boxes; -1 where all streams are one run
+  bool aligned;    // every other stream, but for the gradient, has a 16-byte boundary where the parameter has
+                   // one
+  bool step_f64;   // the step counter is float64, else float32
+  bool wide_grad;  // the gradient of a half parameter is float32; else it has the parameter's dtype
 };
 
 // One gradient where nothing else is looked at. Nothing here changes when the gradient moves.

@@ -31,8 +31,10 @@ def _wanted_dtypes(name: str, row: Mapping[str, Tensor]) -> tuple[tuple[torch.dt
     """The dtypes that a tensor of a row may have, and why."""
     param = row["params"].dtype
     why = f"for {param} parameters"
-    if name in ("params", "grads"):
+    if name == "params":
         return (param,), why
+    if name == "grads":  # those of half parameters may have been summed in float32
+        return ((param, torch.float32) if param in HALF else (param,)), why
     if name == "emas":  # moves by little at a time: never kept in a half dtype
         return (torch.float32 if param in HALF else param,), why
     first = next(key for key in row if key not in ("params", "grads"))

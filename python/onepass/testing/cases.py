@@ -18,6 +18,7 @@ from .amp_cases import ACCUMULATE, SCALE, UNSCALE, accumulate, unscale, update_s
 from .grad_cases import CLIP, STATS, clip_grads, grad_stats
 from .optim_cases import optimizer, variant_names
 
+HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Call = dict[str, Any]
@@ -55,6 +56,11 @@ _FEW: dict[str, tuple[torch.dtype, ...]] = {
     # float64 parameters keep float64 states.
     "bf16_states": (torch.float32, torch.bfloat16, torch.float16),
     "bf16_states_phase": (torch.float32, torch.bfloat16, torch.float16),
+    "float32_grads": HALF,
+    "float32_grads_phase": HALF,
+    "float32_grads_sliced": HALF,
+    "float32_grads_misaligned": HALF,
+    "float32_grads_zeroed": HALF,
 }
 
 
@@ -118,6 +124,22 @@ _PHASE: dict[str, dict[str, Any]] = {
         "grads_after": 2,
         "grad_scale": 4.0,
     },
+    "float32_grads": {"shapes": _ODD, "float32_grads": True},
+    "float32_grads_phase": {
+        "float32_grads": True,
+        "rows": ({"max_grad_norm": 0.7},),
+        "stats": (3.0, 0.0),
+        "ema": True,
+        "grads_after": 2,
+        "grad_scale": 4.0,
+    },
+    "float32_grads_zeroed": {
+        "shapes": _ODD,
+        "float32_grads": True,
+        "stats": (1.0, 1.0),
+        "spoil": _BAD,
+        "grads_after": 1,
+    },
 }
 # What only the memory of a step decides, whatever its rule: tried with Adam, for all.
 _MEMORY: dict[str, dict[str, Any]] = {
@@ -134,6 +156,8 @@ _MEMORY: dict[str, dict[str, Any]] = {
     "grad_one_value": {"shapes": _MATRICES, "grads": layouts.one_value},
     "states_transposed": {"shapes": _MATRICES, "states": layouts.transposed, "variant": 1, "ema": True},
     "grad_misaligned": {"shapes": _ODD, "grads": layouts.one_buffer},
+    "float32_grads_sliced": {"shapes": _MATRICES, "float32_grads": True, "grads": layouts.every_second},
+    "float32_grads_misaligned": {"shapes": _ODD, "float32_grads": True, "grads": layouts.one_buffer},
     "many_steps": {"steps": (0, 1, 99, 100_000), "rows": _NO_DECAY},
     "many_steps_float64": {"steps": (0, 1, 99, 100_000), "step_dtype": torch.float64, "rows": _NO_DECAY},
     "scaled_oddly": {"grad_scale": 3.0, "variant": 1},

@@ -72,6 +72,7 @@ def optimizer(
     rows: Sequence[Mapping[str, float]] = ({},),
     ema: bool = False,
     bf16_states: bool = False,
+    float32_grads: bool = False,
     steps: Sequence[float] = (7,),
     step_dtype: torch.dtype = torch.float32,
     first: bool = False,
@@ -95,6 +96,7 @@ def optimizer(
         rows: hyperparameters of each group, where they differ from _ROW.
         ema: keep an average of weights.
         bf16_states: the states are bfloat16.
+        float32_grads: the gradients are float32, whatever the parameters are.
         first: the states are zero, as before a first step.
         step_counters: there are some also where the op can do without.
         spoil: values put into the gradients at scattered places.
@@ -129,7 +131,7 @@ def optimizer(
         return None if value is None else torch.full(scalar_shape, value, dtype=dtype, device=device)
 
     weights = drawn(torch.randn, dtype, [0.1] * len(shapes))
-    gradients = drawn(torch.randn, dtype, [scaled] * len(shapes))
+    gradients = drawn(torch.randn, torch.float32 if float32_grads else dtype, [scaled] * len(shapes))
     for i, value in enumerate(spoil):  # one tensor after another, ever further from its start
         flat = gradients[i % len(gradients)].view(-1)
         flat[7 * i % flat.numel()] = value
