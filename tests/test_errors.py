@@ -236,11 +236,13 @@ METADATA_FAULTS = {
 HALF_FAULTS = {
     "float16 gradient": (
         put("grads", lambda t: t.half()),
-        "grads[1] has dtype torch.float16, expected torch.bfloat16 for torch.bfloat16 parameters",
+        "grads[1] has dtype torch.float16, expected torch.bfloat16 or torch.float32 for torch.bfloat16 "
+        "parameters",
     ),
-    "float32 gradient": (
-        put("grads", lambda t: t.float()),
-        "grads[1] has dtype torch.float32, expected torch.bfloat16 for torch.bfloat16 parameters",
+    "float64 gradient": (
+        put("grads", lambda t: t.double()),
+        "grads[1] has dtype torch.float64, expected torch.bfloat16 or torch.float32 for torch.bfloat16 "
+        "parameters",
     ),
     **{
         f"float16 {name}": (
@@ -518,7 +520,7 @@ def transpose_parameter(optimizer, p):
 
 
 def cast_parameter(optimizer, p):
-    p.data = p.data.bfloat16()
+    p.data = p.data.double()
 
 
 def expand_parameter(optimizer, p):

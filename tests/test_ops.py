@@ -23,7 +23,7 @@ ROWS = [
 # Cases in which not everything that may be written changes: a step that is skipped, no learning rate, nothing
 # to move, gradients that are within the norm.
 STILL = ("skipped", "skipped_by_stats", "skipped_and_zeroed", "groups", "groups_amsgrad", "no_tensors")
-STILL += ("empty_and_0_dim", "within", "no_limit", "only_empty")
+STILL += ("empty_and_0_dim", "within", "no_limit", "only_empty", "by_one", "float32_grads_zeroed")
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
@@ -135,6 +135,8 @@ def test_cases_notice_what_was_left_undone(op: Op, case: Case, dtype: torch.dtyp
         before["results"] = torch.zeros_like(want["results"])
     may = written(op, before)
     noticed = {m.argument for m in compare(op.name, case.name, before, want, before, may)}
+    if op.name == "update_scale_":  # what of the state moves is the case's own
+        may = frozenset(name for name in may & want.keys() if not torch.equal(want[name], before[name]))
     assert noticed == {place for name in may & want.keys() for place in _places(name, want[name])}
 
 

@@ -4,6 +4,7 @@ Asserted is what makes a kernel fast and no result shows: no register is spilled
 programs of a launch run at a time, full tiles move in 128-bit accesses, and each stream moves once.
 """
 
+import importlib
 import re
 from itertools import product
 from pathlib import Path
@@ -39,10 +40,12 @@ class Kernel(NamedTuple):
     ema: bool
     after: int  # what is left in the gradients
     target: int | str
+    summed: bool = False  # gradients are float32, whatever the parameters are
 
     def __str__(self) -> str:
         gpu = f"sm_{self.target}" if self.target in CUDA else self.target
         phase = f"{'-ema' * self.ema}{('', '-zeroed', '-written')[self.after]}"
+        phase += "-summed" * self.summed
         return f"{self.rule}{self.variant}-{self.dtype}-{self.states}{phase}-{gpu}"
 
     def accesses(self) -> tuple[int, int]:
@@ -50,8 +53,8 @@ class Kernel(NamedTuple):
         stream, of float64 4. One access takes all of them in a half type, else two do."""
         own = 1 if self.dtype in ("bfloat16", "float16") else 2
         states = (1 if self.states == "bfloat16" else 2) * STATES[self.rule, self.variant]
-        average = 2 * self.ema
-        return 2 * own + states + average, own + states + average + own * (self.after > 0)
+        average, grad = 2 * self.ema, 2 if self.summed else own
+        return own + grad + states + average, own + states + average + grad * (self.after > 0)
 
 
 # Every rule as it is most used, and every option with AdamW; the rest is slow.
@@ -78,6 +81,8 @@ def _kernels(targets: tuple) -> list:
                 kernels += [(Kernel(*kind, target), pytest.mark.slow) for target in targets[1:]]
             elif every and (STATES[rule, variant] or states == kept[0]):
                 kernels += [(Kernel(*kind, target), pytest.mark.slow) for target in targets[-1:]]
+    for after, marks in ((0, ()), (1, pytest.mark.slow), (2, pytest.mark.slow)):
+        kernels += [(Kernel("adamw", 0, "bfloat16", "float32", False, after, targets[-1], True), marks)]
     return [pytest.param(kernel, id=str(kernel), marks=marks) for kernel, marks in kernels]
 
 
@@ -104,6 +109,7 @@ def _compile(kernel: Kernel) -> dict:
         kernel.rule,
         getattr(torch, kernel.dtype),
         getattr(torch, kernel.states),
+        torch.float32 if kernel.summed else None,
         variant=kernel.variant,
         states=STATES[kernel.rule, kernel.variant],
         counts=kernel.rule not in UNCOUNTED,
@@ -113,17 +119,26 @@ def _compile(kernel: Kernel) -> dict:
     return _compile_for(kernel.target, multi_tensor, {"table": "*i64", "count": "i32"}, values)
 
 
+# Each kernel on lists of gradients: module, arguments, constants, and how many 128-bit loads and stores a
+# thread makes of its 8 elements of a full tile, in all storage types: two for float32, one for the halves,
+# four for float64; a half is added to a float32.
+_LIST = {"at": "*i64", "count": "i32"}
+_SUMS = {"at": "*i64", "sums": "*fp64", "stats": "*fp64", "count": "i32"}
+_CLIP = {"at": "*i64", "stats": "*fp64", "max_norm": "*fp64", "count": "i32"}
+GRADS = {
+    "sum": ("grads.sum_grads", _SUMS, {"UNSCALE": False, "SIZE": 1024, "SUMS": 512}, (8, 0)),
+    "unscale": ("grads.sum_grads", _SUMS, {"UNSCALE": True, "SIZE": 1024, "SUMS": 512}, (8, 8)),
+    "clip": ("grads.scale_grads", _CLIP, {"SIZE": 1024}, (8, 8)),
+    "accumulate": ("amp.add_grads", _LIST, {"SIZE": 1024}, (4 + 3 + 3 + 8, 2 + 2 + 2 + 4)),
+}
+
+
 def _compile_grads(name: str, target: int | str) -> dict:
     need("triton")
-    from onepass.kernels import grads
-
-    if name == "sum_grads":
-        signature = {"at": "*i64", "sums": "*fp64", "stats": "*fp64", "count": "i32"}
-        values = {"SIZE": 1024, "SUMS": 512}
-    else:
-        signature = {"at": "*i64", "stats": "*fp64", "max_norm": "*fp64", "count": "i32"}
-        values = {"SIZE": 1024}
-    return _compile_for(target, getattr(grads, name), signature, values)
+    path, signature, values, _ = GRADS[name]
+    module, kernel = path.split(".")
+    found = getattr(importlib.import_module(f"onepass.kernels.{module}"), kernel)
+    return _compile_for(target, found, signature, values)
 
 
 # --- NVIDIA -----------------------------------------------------------------------------------------------
@@ -143,10 +158,9 @@ def test_machine_code(kernel: Kernel, tmp_path: Path):
     assert _vectors([sass.global_accesses(block) for block in function.blocks], "LDG") == kernel.accesses()
 
 
-@pytest.mark.parametrize("name", ("sum_grads", "scale_grads"))
+@pytest.mark.parametrize("name", GRADS)
 @pytest.mark.parametrize("target", CUDA)
 def test_machine_code_of_gradients_alone(name: str, target: int, tmp_path: Path):
-    """Whole tiles of every dtype in 128-bit loads: two for float32, one for halves, four for float64."""
     code = _compile_grads(name, target)["cubin"]
     (tmp_path / "cubin").write_bytes(code)
     (function,) = sass.functions(tmp_path / "cubin").values()
@@ -155,8 +169,22 @@ def test_machine_code_of_gradients_alone(name: str, target: int, tmp_path: Path)
     assert function.registers <= REGISTERS
     accesses = [opcode for block in function.blocks for opcode in sass.global_accesses(block)]
     wide = [opcode for opcode in accesses if sass.width(opcode) == 128]
-    assert sum(opcode.startswith("LDG") for opcode in wide) == 2 + 1 + 1 + 4
-    assert sum(opcode.startswith("STG") for opcode in wide) == (0 if name == "sum_grads" else 8)
+    loads, stores = (sum(opcode.startswith(kind) for opcode in wide) for kind in ("LDG", "STG"))
+    assert (loads, stores) == GRADS[name][3]
+
+
+@pytest.mark.parametrize("target", CUDA)
+def test_the_loss_scales_kernel_compiles(target: int, tmp_path: Path):
+    need("triton")
+    from onepass.kernels.amp import move_scale
+
+    signature = {
+        "scale": "*fp32", "tracker": "*i32", "skipped": "*i64", "found_infs": "*fp32", "count": "i32",
+        "rule": "*fp64", "growth_interval": "i32", "hysteresis": "i32",
+    }  # fmt: skip
+    (tmp_path / "cubin").write_bytes(_compile_for(target, move_scale, signature, {})["cubin"])
+    (function,) = sass.functions(tmp_path / "cubin").values()
+    assert not function.spills()
 
 
 def _moving(function: sass.Function) -> list[list[str]]:
@@ -209,13 +237,13 @@ def test_machine_code_for_amd(kernel: Kernel):
     assert stores == wanted_stores
 
 
-@pytest.mark.parametrize("name", ("sum_grads", "scale_grads"))
+@pytest.mark.parametrize("name", GRADS)
 @pytest.mark.parametrize("target", HIP)
 def test_machine_code_of_gradients_alone_for_amd(name: str, target: str):
     text = _compile_grads(name, target)["amdgcn"]
     for spilled in ("vgpr_spill_count", "private_segment_fixed_size"):
         assert re.findall(rf"\.{spilled}:\s+(\d+)", text) == ["0"]
-    assert text.count("global_load_dwordx4") >= 2 + 1 + 1 + 4
+    assert text.count("global_load_dwordx4") >= GRADS[name][3][0]
 
 
 # --- the reader of machine code itself --------------------------------------------------------------------

@@ -34,7 +34,7 @@ void add_grad(T factor, const Row& row, int64_t from, int64_t to) {
     if (add_in_place<BFloat16>(factor, row, from, to)) return;
   Window<T> sum{row, kParam}, g{row, kGrad};
   for (int64_t i = from; i < to; i += kTile) {
-    const int64_t n = std::min(kTile, to - i);
+    const int64_t n = to - i < kTile ? to - i : kTile;
     add_scaled(factor, n, sum.load(i, n), g.load(i, n));
     sum.store(i, n);
   }

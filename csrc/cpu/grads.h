@@ -76,10 +76,16 @@ GradSum sum_blocks(const Launch& launch, Cut from, Cut to, const Each& each) {
   return sum;
 }
 
-inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
-  return sum_blocks(launch, from, to, [](auto& lanes, const Row& row, int64_t first, int64_t last) {
+// Structs, not lambdas: tests/test_build.py reads the names of what is compiled, and those can be read.
+struct Add {
+  template <class T>
+  void operator()(Lanes<T>& lanes, const Row& row, int64_t first, int64_t last) const {
     add_row(lanes, row, first, last);
-  });
+  }
+};
+
+inline GradSum sum_piece(const Launch& launch, Cut from, Cut to) {
+  return sum_blocks(launch, from, to, Add{});
 }
 
 template <class T>
@@ -95,15 +101,21 @@ void scale_row(const Row& row, T factor, bool zero, int64_t from, int64_t to) {
 }
 
 // The sums are of what was there before. Block by block, so that what is scaled is still in a cache.
+struct AddAndScale {
+  double factor;
+
+  template <class T>
+  void operator()(Lanes<T>& lanes, const Row& row, int64_t first, int64_t last) const {
+    for (int64_t i = first; i < last; i += kBlock) {
+      const int64_t end = last - i < kBlock ? last : i + kBlock;
+      add_row(lanes, row, i, end);
+      if (factor != 1) scale_row<T>(row, static_cast<T>(factor), false, i, end);
+    }
+  }
+};
+
 inline GradSum unscale_piece(const Launch& launch, double factor, Cut from, Cut to) {
-  return sum_blocks(launch, from, to,
-                    [&]<class T>(Lanes<T>& lanes, const Row& row, int64_t first, int64_t last) {
-                      for (int64_t i = first; i < last; i += kBlock) {
-                        const int64_t end = std::min(i + kBlock, last);
-                        add_row(lanes, row, i, end);
-                        if (factor != 1) scale_row<T>(row, static_cast<T>(factor), false, i, end);
-                      }
-                    });
+  return sum_blocks(launch, from, to, AddAndScale{factor});
 }
 
 inline void scale_piece(const Launch& launch, double factor, bool zero, Cut from, Cut to) {

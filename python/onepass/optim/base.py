@@ -8,17 +8,19 @@ A step takes one of three ways, group by group:
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from . import measured
 from .call import Call
 from .hooks import hooked
 from .init import Parameters, inherited_init, own_arguments, with_signature
-from .phase import on_each_device, refuse
+from .phase import found_by_torch, on_each_device, refuse
 from .plans import Plans, served
 from .state import States
 
@@ -38,6 +40,7 @@ class FusedOptimizer(States):
     _plans: "Plans | None" = None  # None: to be built by the next step
     _stats: "dict[torch.device, Tensor]"  # what the last step measured, by device
     _found_inf: "Tensor | None" = None  # what the last step was told
+    _looks_for_inf = False  # also where nothing is clipped
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -116,6 +119,19 @@ class FusedOptimizer(States):
         skipped = torch.zeros((), dtype=torch.bool, device=device) if stats is None else stats[1] != 0
         return skipped if self._found_inf is None else skipped | (self._found_inf.to(device).reshape(()) != 0)
 
+    @contextmanager
+    def looking_for_inf(self) -> Iterator[None]:
+        """Steps inside the block measure their gradients, and are skipped for inf or NaN, also without
+        max_grad_norm: for who hands over a loss scale and has not looked at the gradients."""
+        self._looks_for_inf = True
+        try:
+            yield
+        finally:
+            self._looks_for_inf = False
+
+    def _measures(self) -> bool:
+        return self.max_grad_norm is not None or self._looks_for_inf
+
     def _stats_of_last(self) -> Tensor | None:
         return next(iter(self._stats.values()), None)
 
@@ -124,8 +140,10 @@ class FusedOptimizer(States):
         return torch.float64 if exact else torch.float32
 
     def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
-        """Loss scale and overflow flag, as torch.amp.GradScaler leaves them."""
-        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        """Loss scale and overflow flag, as torch.amp.GradScaler leaves them. Where no parameter has a
+        gradient it leaves the number 0."""
+        found_inf = getattr(self, "found_inf", None)
+        return getattr(self, "grad_scale", None), found_inf if isinstance(found_inf, Tensor) else None
 
     def _eager_step(self) -> None:
         self._refuse_swapped()
@@ -138,7 +156,7 @@ class FusedOptimizer(States):
             return self._mixed_step(plans)
         if plans.on_cuda:
             self._check_capture()
-        self._stats = {} if self.max_grad_norm is None else on_each_device(plans.grad_stats(grad_scale))
+        self._stats = self._measure({}, plans, grad_scale) if self._measures() else {}
         plans.run(grad_scale, self._found_inf, self._stats)
 
     def _mixed_step(self, plans: Plans) -> None:
@@ -174,9 +192,9 @@ class FusedOptimizer(States):
             for (op, _, _), call in calls.items():  # alone, an op's own checks come before any write
                 backends.check(op, *call.arguments(), **call.options(self._grads_after()))
         grad_scale, found_inf = self._scaling()
-        stats = {} if self.max_grad_norm is None else self._measure(calls, plans, grad_scale)
+        stats = self._measure(calls, plans, grad_scale, others) if self._measures() else {}
         if others:
-            self._step_by_torch(others, grad_scale, found_inf)
+            self._step_by_torch(others, grad_scale, found_inf, stats)
         for (op, _, device), call in calls.items():
             call.run(op, device, grad_scale, found_inf, stats.get(device), self._grads_after())
         if not compiling:
@@ -184,13 +202,26 @@ class FusedOptimizer(States):
         if plans is not None and planned:
             plans.run(grad_scale, found_inf, stats)
 
-    def _measure(self, calls: Calls, plans: Plans | None, grad_scale: Tensor | None) -> dict[Any, Tensor]:
-        """What is to be known of all gradients, on each device that needs to know it."""
+    def _measure(
+        self,
+        calls: Calls,
+        plans: Plans | None,
+        grad_scale: Tensor | None,
+        others: Sequence[dict[str, Any]] = (),
+    ) -> dict[Any, Tensor]:
+        """What is to be known of all gradients, on each device that needs to know it.
+
+        others: groups that torch's own code will step; of their gradients, only whether they are finite.
+        """
+        known = None if grad_scale is not None or others else measured.recall(self._gradients)
+        if known is not None:
+            return known
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
         for (_, _, device), call in calls.items():
             by_device[device] += call.grads
         parts = [self._grad_stats(grads, grad_scale) for grads in by_device.values()]
         parts += [] if plans is None else plans.grad_stats(grad_scale)
+        parts += found_by_torch(others)
         if not parts:  # no gradients
             here = self.param_groups[0]["params"][0].device
             parts = [torch.zeros(2, dtype=torch.float64, device=here)]
@@ -202,7 +233,11 @@ class FusedOptimizer(States):
         return torch.ops.onepass.grad_stats(grads, grad_scale=scale)
 
     def _step_by_torch(
-        self, groups: list[dict[str, Any]], grad_scale: Tensor | None, found_inf: Tensor | None
+        self,
+        groups: list[dict[str, Any]],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        stats: dict[Any, Tensor],
     ) -> None:
         """torch's own step over these groups alone. It knows no loss scale: that waits for the device."""
         if not self._is_plain():
@@ -211,7 +246,8 @@ class FusedOptimizer(States):
             raise RuntimeError(
                 f"{type(self).__name__} serves float32, float64, bfloat16 and float16 parameters, each once"
             )
-        if found_inf is not None and found_inf.item() != 0:
+        flags = [*([] if found_inf is None else [found_inf]), *(here[1] for here in stats.values())]
+        if any(flag.item() != 0 for flag in flags):
             return
         if grad_scale is not None:
             scale = grad_scale.item()
@@ -226,6 +262,9 @@ class FusedOptimizer(States):
         finally:
             self.param_groups = whole
             self.__dict__.update(scaling)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def _collect(self, groups: list[dict[str, Any]]) -> tuple[Calls, list[dict[str, Any]]]:
         """What these groups need: op calls by (op, variant, device), and groups for torch's own step."""

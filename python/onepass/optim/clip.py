@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import checks
+from . import measured
 from .phase import on_each_device
 
 
@@ -20,6 +21,7 @@ def clip_grad_norm_(
     foreach: bool | None = None,
 ) -> Tensor:
     """torch.nn.utils.clip_grad_norm_ in one read, and one more pass only where there is something to clip.
+    Behind GradScaler.unscale_ (onepass.amp) without that read: the norm is known.
 
     Args: torch's. `foreach` is accepted and changes nothing.
 
@@ -38,14 +40,16 @@ def clip_grad_norm_(
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     listed = list(parameters)
     grads = [p.grad for p in listed if p.grad is not None]
-    if norm_type != 2.0 or not grads or not all(map(_is_served, grads)):
+    if norm_type != 2.0 or not grads or not all(map(is_served, grads)):
         # A generator again: torch warns of one that is empty.
         given = (p for p in listed) if isinstance(parameters, GeneratorType) else listed
         return torch.nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite, foreach)
     by_device: dict[torch.device, list[Tensor]] = {}
     for g in grads:
         by_device.setdefault(g.device, []).append(g)
-    stats = on_each_device([torch.ops.onepass.grad_stats(here) for here in by_device.values()])
+    stats = measured.recall(grads)
+    if stats is None:
+        stats = on_each_device([torch.ops.onepass.grad_stats(here) for here in by_device.values()])
     norm = stats[grads[0].device][0]
     if error_if_nonfinite and not norm.isfinite():
         raise RuntimeError(
@@ -59,5 +63,5 @@ def clip_grad_norm_(
     return norm.to(torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32)
 
 
-def _is_served(g: Tensor) -> bool:
+def is_served(g: Tensor) -> bool:
     return g.dtype in checks.SERVED and g.layout == torch.strided and not is_traceable_wrapper_subclass(g)

@@ -1,5 +1,6 @@
 """What an optimizer does in a step beside its rule: clipping, L1, the average of weights, the gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,3 +87,19 @@ def on_each_device(parts: list[torch.Tensor]) -> dict[torch.device, torch.Tensor
         here = torch.stack([part.to(device, non_blocking=not wait) for part in parts])
         stats[device] = torch.stack([here[:, 0].square().sum().sqrt(), here[:, 1].amax()])
     return stats
+
+
+def found_by_torch(groups: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    """Of gradients that our kernels do not read (sparse, complex, of tensor subclasses): [0, is one inf or
+    NaN], for each device, by the kernel of torch.amp.GradScaler. It reads and writes them."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for p in (p for group in groups for p in group["params"] if p.grad is not None):
+        grad = p.grad.coalesce()._values() if p.grad.is_sparse else p.grad
+        by_device.setdefault(grad.device, []).append(grad)
+    parts = []
+    for device, grads in by_device.items():
+        found, one = torch.zeros((), device=device), torch.ones((), device=device)
+        for grad in grads:
+            torch._amp_foreach_non_finite_check_and_unscale_([grad], found, one)
+        parts.append(torch.stack([torch.zeros_like(found), found]).double())
+    return parts

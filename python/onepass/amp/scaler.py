@@ -1,0 +1,253 @@
+"""torch.amp.GradScaler, with nothing of its own left to do where the optimizer is one of ours."""
+
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
+
+from .. import checks
+from ..optim import measured
+from ..optim.base import FusedOptimizer
+from ..optim.clip import is_served
+from ..optim.phase import on_each_device
+from .overflow import Overflow, overflows
+
+_Stats = dict[torch.device, Tensor]
+
+
+class GradScaler(torch.amp.GradScaler):
+    """Dynamic loss scaling: torch.amp.GradScaler's arguments, methods, errors and state_dict.
+
+    With an optimizer of onepass, nothing waits for the device and no pass over the gradients is the scaler's:
+    step() leaves unscaling, the look for inf and NaN and the skipping to the optimizer, which reads the
+    gradients once for that, and for their norm where it clips (8 bytes a float32 element less than torch's
+    fused optimizers), and once in its own pass. unscale_(), where it is called, unscales and measures in one
+    pass (4 bytes read, 4 written); onepass.optim.clip_grad_norm_, and a step with max_grad_norm, then know
+    the norm. Any other optimizer is served as by torch, call by call.
+
+    What has overflowed is decided by the gradients themselves, never by their norm: 1e25 is finite.
+
+    Args:
+        device ... enabled: torch's.
+        hysteresis: so many overflows in a row are tolerated: their steps are skipped and the scale stays. The
+            next one backs off. torch: 0. (Apex and Megatron-LM count the one that backs off, too: one more.)
+        min_scale, max_scale: the scale never backs off below, or grows above, these. None: no bound.
+
+    A state_dict is torch's, in both directions. Where one of the last three arguments is used, it holds them
+    and the counters as well.
+
+    Raises:
+        ValueError: hysteresis is not a whole number from 0 on; not 0 < min_scale <= init_scale <= max_scale;
+            float16 gradients are to be unscaled in place, where they would lose what the scale was for.
+        RuntimeError: unscale_() or step() twice before update(); a closure; a state_dict that lacks a key.
+        AssertionError: update() without a step.
+    """
+
+    _skipped: Tensor | None = None  # int64 [2] on the scale's device: skipped steps, in all and in a row
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+        *,
+        hysteresis: int = 0,
+        min_scale: float | None = None,
+        max_scale: float | None = None,
+    ) -> None:
+        if isinstance(hysteresis, bool) or not isinstance(hysteresis, int) or hysteresis < 0:
+            raise ValueError(f"Invalid hysteresis: {hysteresis!r}, expected a whole number from 0 on")
+        least, most = 0.0 if min_scale is None else min_scale, _inf_if_none(max_scale)
+        if not (least <= init_scale <= most and (min_scale is None or min_scale > 0)):
+            raise ValueError(
+                f"Invalid scales: expected 0 < min_scale <= init_scale <= max_scale, came {min_scale}, "
+                f"{init_scale}, {max_scale}"
+            )
+        super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        self._hysteresis, self._min_scale, self._max_scale = hysteresis, min_scale, max_scale
+        self._init_skipped = [0, 0]
+        self._stepped: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._found: list[Tensor] = []
+
+    # --- a step -----------------------------------------------------------------------------------------
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """optimizer.step(*args, **kwargs), or nothing where a gradient is inf or NaN. torch's, otherwise."""
+        if not self._enabled:
+            return super().step(optimizer, *args, **kwargs)
+        ours = isinstance(optimizer, FusedOptimizer) and "closure" not in kwargs
+        if ours and self._stage(optimizer) is OptState.READY:
+            result = self._step_ours(optimizer, *args, **kwargs)
+        else:
+            result = super().step(optimizer, *args, **kwargs)
+        self._note(optimizer)
+        return result
+
+    def _stage(self, optimizer: torch.optim.Optimizer) -> OptState:
+        return self._per_optimizer_states[id(optimizer)]["stage"]
+
+    def _step_ours(self, optimizer: Any, *args: Any, **kwargs: Any) -> float | None:
+        """The optimizer finds out by itself whether its gradients are finite."""
+        scale, _ = self._check_scale_growth_tracker("step")
+        state, given = self._per_optimizer_states[id(optimizer)], getattr(optimizer, "grad_scale", None)
+        optimizer.grad_scale = scale if given is None else scale * given  # as torch has it
+        try:
+            with optimizer.looking_for_inf():
+                result = optimizer.step(*args, **kwargs)
+        finally:
+            del optimizer.grad_scale
+        state["stage"] = OptState.STEPPED
+        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            state["found_inf_per_device"] = _flags(optimizer._stats)
+        return result
+
+    def _note(self, optimizer: torch.optim.Optimizer) -> None:
+        """For last_overflow()."""
+        if len(self._per_optimizer_states) == 1:
+            self._stepped, self._found = [], []
+        self._stepped.append(weakref.ref(optimizer))
+        self._found += self._found_inf_per_device(optimizer).values()
+
+    def _unscale_grads_(
+        self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> _Stats:
+        """unscale_() behind its checks (allow_fp16: they are only looked at)."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if allow_fp16 or not isinstance(optimizer, FusedOptimizer) or not all(map(is_served, grads)):
+            return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+        if any(g.dtype == torch.float16 for g in grads):
+            raise ValueError("Attempting to unscale FP16 gradients.")
+        for i, g in enumerate(grads):
+            checks.check_written(f"unscale_: grads[{i}]", g)
+        scale, _ = self._check_scale_growth_tracker("unscale_")
+        by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for g in grads:
+            by_device[g.device].append(g)
+        found = {
+            device: torch.ops.onepass.unscale_(here, scale.to(device)) for device, here in by_device.items()
+        }
+        if grads:
+            torch.autograd.graph.increment_version(grads)
+            measured.remember(grads, on_each_device([*found.values()]))
+        return _flags(found)
+
+    # --- the scale --------------------------------------------------------------------------------------
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """The next scale, by what the steps since the last update() found: torch's."""
+        measured.forget()
+        if not self._enabled or new_scale is not None:
+            return super().update(new_scale)
+        scale, tracker = self._check_scale_growth_tracker("update")
+        assert self._skipped is not None
+        found = [
+            # Waited for only on the way to the host, where it would be read too early.
+            t.to(scale.device, non_blocking=scale.device.type != "cpu")
+            for state in self._per_optimizer_states.values()
+            for t in state["found_inf_per_device"].values()
+        ]
+        if not found:
+            raise AssertionError("No inf checks were recorded prior to update.")
+        torch.ops.onepass.update_scale_(
+            scale,
+            tracker,
+            self._skipped,
+            found,
+            self._growth_factor,
+            self._backoff_factor,
+            self._growth_interval,
+            self._hysteresis,
+            0.0 if self._min_scale is None else self._min_scale,
+            _inf_if_none(self._max_scale),
+        )
+        self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
+
+    def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
+        super()._lazy_init_scale_growth_tracker(dev)
+        self._skipped = torch.tensor(self._init_skipped, dtype=torch.int64, device=dev)
+
+    # --- what happened ----------------------------------------------------------------------------------
+    @property
+    def skipped_steps(self) -> Tensor:
+        """How many update()s have found an overflow: a new int64 tensor of one element on the device."""
+        return self._counter(0)
+
+    @property
+    def skipped_in_a_row(self) -> Tensor:
+        """The same since the last one that found none: where it grows and grows, training has diverged."""
+        return self._counter(1)
+
+    def _counter(self, which: int) -> Tensor:
+        if self._skipped is None:
+            return torch.tensor(self._init_skipped[which] if self._enabled else 0)
+        return self._skipped[which].clone()
+
+    def last_overflow(self) -> list[Overflow]:
+        """The parameters whose gradients were inf or NaN in the last step() of each optimizer; empty where
+        none was skipped. Looks at the gradients now, and waits for the device.
+
+        Raises:
+            RuntimeError: there was an overflow, and the gradients are gone: ask between step() and
+                zero_grad(), without zero_grads_in_step.
+        """
+        if not any(t.item() for t in (self._found if self._enabled else ())):
+            return []
+        optimizers = [o for ref in self._stepped if (o := ref()) is not None]
+        found = [overflow for optimizer in optimizers for overflow in overflows(optimizer)]
+        if not found:
+            raise RuntimeError(
+                "GradScaler.last_overflow(): the gradients that were not finite are gone; ask between step() "
+                "and zero_grad(), without zero_grads_in_step"
+            )
+        return found
+
+    # --- to and from files ------------------------------------------------------------------------------
+    def _options(self) -> dict[str, Any]:
+        return {"hysteresis": self._hysteresis, "min_scale": self._min_scale, "max_scale": self._max_scale}
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's; with the options and counters that torch lacks, where one of these options is used."""
+        state = super().state_dict()
+        if not self._enabled or not any(self._options().values()):
+            return state
+        skipped = self._init_skipped if self._skipped is None else self._skipped.tolist()
+        return {**state, **self._options(), "_skipped": skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch's. What a file of torch's does not hold stays as it is.
+
+        Raises:
+            RuntimeError: it is empty, or lacks something. Nothing has been changed then.
+        """
+        wanted = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+        missing = [name for name in wanted if name not in state_dict]
+        if self._enabled and state_dict and missing:
+            raise RuntimeError(f"The source state dict lacks {', '.join(missing)}: not one of a GradScaler's")
+        super().load_state_dict(state_dict)
+        if not self._enabled:
+            return
+        for name, value in self._options().items():
+            setattr(self, f"_{name}", state_dict.get(name, value))
+        if "_skipped" in state_dict:
+            self._init_skipped = [*state_dict["_skipped"]]
+            if self._skipped is not None:
+                self._skipped.copy_(torch.tensor(self._init_skipped))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._skipped is not None:
+            state["_init_skipped"] = self._skipped.tolist()
+        return {**state, "_skipped": None, "_stepped": [], "_found": []}
+
+
+def _flags(stats: _Stats) -> _Stats:
+    """As torch keeps them: float32, 1 where something was not finite. New ones: torch adds them in place."""
+    return {device: here[1].to(torch.float32) for device, here in stats.items()}
+
+
+def _inf_if_none(value: float | None) -> float:
+    return float("inf") if value is None else value
