@@ -36,7 +36,7 @@ ISAS = [Isa("baseline", "")]
 if sysconfig.get_platform().endswith("x86_64"):
     ISAS += [
         Isa("avx2", "-mavx2 -mfma -mf16c"),
-        Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c"),
+        Isa("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=256"),
     ]
 
 # Compiled once for each of ISAS, with flags of their own.

@@ -14,6 +14,7 @@ from .venues import why_not
 # sweep(args, progress), which yields blocks.
 AREAS = {
     "optim": ("optim", "optimizer steps against torch's own"),
+    "amp": ("amp", "steps under a GradScaler, and sums of gradients, against torch's"),
 }
 _PICTURES = (".png", ".svg", ".pdf")
 

@@ -7,12 +7,14 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 python=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
-bench() {
-    "$python" -m onepass bench optim --json "$1" "${@:2}"
+rows=$1
+bench() { # AREA OPTIONS...
+    "$python" -m onepass bench optim --json "$rows" "${@:2}"
 }
 
-bench "$1" --threads 1 2
-bench "$1" --optimizer sgd sgd-momentum rmsprop adagrad lion --workload resnet50 --workload tiny2000
-bench "$1" --workload resnet50 --dtype bfloat16
-bench "$1" --workload resnet50 --dtype bfloat16 --state bf16
-bench "$1" --workload resnet50 --workload gpt2 --phase set-to-none zeroed --peers torch-fused torch-foreach --seconds 30
+bench optim --threads 1 2
+bench optim --optimizer sgd sgd-momentum rmsprop adagrad lion --workload resnet50 --workload tiny2000
+bench optim --workload resnet50 --dtype bfloat16
+bench optim --workload resnet50 --dtype bfloat16 --state bf16
+bench optim --workload resnet50 --workload gpt2 --phase set-to-none zeroed --peers torch-fused torch-foreach --seconds 30
+bench amp --workload resnet50 --seconds 30

@@ -15,6 +15,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 # The phase: unscale the gradients, clip them by their norm, step; then they are let go or become zero.
 PHASES = ("set-to-none", "zeroed")
+# Under a GradScaler: clipping by max_grad_norm, or by calls of unscale_ and clip_grad_norm_; both with
+# update. And sums of gradients in float32 over micro-batches.
+SCALED, EXPLICIT, ACCUMULATE = "scaled", "scaled-explicit", "accumulate"
+AMP_PHASES = (SCALED, EXPLICIT, ACCUMULATE)
 MAX_GRAD_NORM = 1.0
 
 
@@ -55,9 +59,22 @@ class Job:
         return OPTIMIZERS[self.optimizer]
 
     @property
+    def area(self) -> str:
+        return "amp" if self.phase in AMP_PHASES else "optim"
+
+    @property
+    def torchs(self) -> tuple[str, ...]:
+        """Who in torch can do it, the most important first."""
+        return (LOOP, FOREACH) if self.phase == ACCUMULATE else self.kind.torchs
+
+    @property
+    def what(self) -> str:
+        return "sum" if self.phase == ACCUMULATE else self.kind.cls
+
+    @property
     def title(self) -> str:
         state = f", {self.state} states" if self.state != "fp32" else ""
-        phase = f" · phase, {self.phase}" if self.phase else ""
+        phase = f" · {'' if self.phase in AMP_PHASES else 'phase, '}{self.phase}" if self.phase else ""
         return f"{self.workload.name} · {self.optimizer} {_name(self.dtype)}{state}{phase}"
 
     def elements(self) -> int:
@@ -65,7 +82,7 @@ class Job:
 
     def moments(self, name: str) -> torch.dtype | None:
         """In which dtype a contestant keeps its states; None where it has none."""
-        if not self.kind.states:
+        if not self.kind.states or self.phase == ACCUMULATE:
             return None
         if not name.startswith(OURS):
             return self.dtype
@@ -86,17 +103,21 @@ class Job:
 
     def bytes(self, name: str) -> int:
         """The least that all of it moves for an element: the norm has to be known before the step, so that a
-        phase reads the gradients once more."""
+        phase reads the gradients once more. Of explicit calls, what each of them has to leave behind."""
+        if self.phase == ACCUMULATE:
+            return self.dtype.itemsize + 2 * (8 if self.dtype == torch.float64 else 4)
+        if self.phase == EXPLICIT:
+            return self.step_bytes(name) + 4 * self.dtype.itemsize
         return self.step_bytes(name) + self.dtype.itemsize * (self.phase is not None)
 
     def against(self, asked: Sequence[str]) -> list[str]:
         """Of the peers asked for, those that torch has, the most important first."""
-        return [name for name in self.kind.torchs if name in asked]
+        return [name for name in self.torchs if name in asked]
 
     def lacks(self, asked: Sequence[str]) -> list[str]:
         """A line about each peer that torch does not have."""
-        missing = [name for name in asked if name not in self.kind.torchs]
-        return [f"{name} is left out: torch has no such {self.kind.cls}" for name in missing]
+        missing = [name for name in asked if name not in self.torchs]
+        return [f"{name} is left out: torch has no such {self.what}" for name in missing]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .jobs import FOREACH, FUSED, LOOP, OURS
+from .jobs import ACCUMULATE, FOREACH, FUSED, LOOP, OURS
 from .peers import HOST, NULL
 from .report import significant
 from .rows import Row, read_rows
@@ -88,7 +88,7 @@ def phases(rows: Sequence[Row]) -> str:
     over = [f"over {peer}" for peer in (FUSED, FOREACH)]
     head = ["optimizer", "gradients", "workload", "dtype", "threads", *over, "share"]
     lines = [[*head, "onepass, ms", f"{FUSED}, ms"]]
-    for found in _blocks([row for row in rows if row.phase is not None]):
+    for found in _blocks([row for row in rows if row.area == "optim" and row.phase is not None]):
         ours = found[OURS]
         share = "-" if ours.share_of_limit is None else f"{ours.share_of_limit:.2f}"
         cells = [_times(found.get(peer)) for peer in (FUSED, FOREACH)]
@@ -97,6 +97,19 @@ def phases(rows: Sequence[Row]) -> str:
     return _lines(*lines)
 
 
+def amp(rows: Sequence[Row]) -> str:
+    """One line for what is done under a GradScaler, and for sums over micro-batches."""
+    head = ["what", "workload", "dtype", "threads", "ms", *(f"over {peer}" for peer in PEERS), "null run"]
+    lines = [[*head, "share"]]
+    for found in _blocks([row for row in rows if row.area == "amp"]):
+        ours = found[OURS]
+        share = "-" if ours.share_of_limit is None else f"{ours.share_of_limit:.2f}"
+        cells = [_times(found.get(peer)) for peer in PEERS]
+        what = str(ours.phase) if ours.phase == ACCUMULATE else f"{ours.optimizer}, {ours.phase}"
+        lines.append([what, *_own(ours), significant(ours.ms), *cells, _noise(found.get(NULL)), share])
+    return _lines(*lines)
+
+
 if __name__ == "__main__":
     rows = read_rows(Path(sys.argv[1]))
-    print(steps(rows), phases(rows), sep="\n\n")
+    print(steps(rows), phases(rows), amp(rows), sep="\n\n")

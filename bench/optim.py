@@ -33,7 +33,7 @@ class Block:
     notes: list[str]  # what was left out and why, one line each
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(f"{w.name} ({w.doc})" for w in WORKLOADS.values())
     parser.add_argument(
         "--workload",
@@ -45,6 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimizer", nargs="+", choices=jobs.OPTIMIZERS, default=["adamw"], help="default: adamw"
     )
+    parser.add_argument(
+        "--state", choices=jobs.STATES, default="fp32", help="dtype of onepass's moments; default: fp32"
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=peers.PEERS,
+        help="whom to compare with; if not given, all, on cuda without torch-loop; the null run comes with "
+        "the first of them",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_shared_arguments(parser)
     parser.add_argument(
         "--phase",
         nargs="+",
@@ -58,17 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of parameters and gradients; default: float32",
     )
-    parser.add_argument(
-        "--state", choices=jobs.STATES, default="fp32", help="dtype of onepass's moments; default: fp32"
-    )
-    parser.add_argument(
-        "--peers",
-        nargs="+",
-        choices=peers.PEERS,
-        help="whom to compare with; if not given, all, on cuda without torch-loop; the null run comes with "
-        "the first of them",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
 
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
@@ -166,7 +170,7 @@ def _shared(job: Job, venue: Venue) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "area": "optim",
+        "area": job.area,
         "device": venue.model(),
         "isa": venue.isa(),
         "threads": threads,

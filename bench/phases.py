@@ -5,18 +5,16 @@ the sync by which GradScaler learns whether to step.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onepass
 import torch
 from torch import Tensor
 
-from .jobs import FOREACH, FUSED, LOOP, MAX_GRAD_NORM, Job
-
-Step = Callable[[], object]
-Around = Callable[[], contextlib.AbstractContextManager[object]]
+from . import scaling
+from .jobs import AMP_PHASES, FOREACH, FUSED, LOOP, MAX_GRAD_NORM, SCALED, Job
+from .part import Around, Part, Step
 
 FLAGS: dict[str, dict[str, bool]] = {
     FUSED: {"fused": True},
@@ -25,22 +23,14 @@ FLAGS: dict[str, dict[str, bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """A piece of a contestant's step, or, without a name, all of it."""
-
-    name: str | None
-    step: Step
-    bytes_per_element: int  # the least that it has to move
-    around: tuple[Around, ...] = ()  # what its turns are run under
-
-
 def make(name: str, job: Job, params: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a contestant: onepass, onepass-BACKEND, or one of torch's."""
     if name in FLAGS:
         return getattr(torch.optim, job.kind.cls)(params, **job.kind.arguments, **FLAGS[name])
     made = getattr(onepass.optim, job.kind.cls)(params, **job.kind.arguments, state=job.state)
-    if job.phase:
+    if job.phase in AMP_PHASES:
+        made.max_grad_norm = MAX_GRAD_NORM if job.phase == SCALED else None
+    elif job.phase:
         made.max_grad_norm, made.zero_grads_in_step = MAX_GRAD_NORM, job.phase == "zeroed"
         made.grad_scale = torch.ones((), device=params[0].device)
     return made
@@ -50,6 +40,8 @@ def parts(name: str, job: Job, made: torch.optim.Optimizer) -> list[Part]:
     """What is to be timed of this optimizer: all of it, and its parts where there are several."""
     if job.phase is None:
         return [Part(None, made.step, job.bytes(name))]
+    if job.phase in AMP_PHASES:
+        return [Part(None, scaling.step(name, job, made), job.bytes(name))]
     params = [p for group in made.param_groups for p in group["params"]]
     grads = [p.grad for p in params]
     found = _torchs(name, job, made, params, grads) if name in FLAGS else _ours(name, job, made, grads)

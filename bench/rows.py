@@ -27,7 +27,7 @@ class Row:
 
     schema: int = _doc(f"version of this schema, now {SCHEMA}")
     time: str = _doc("when the row was made, UTC, ISO 8601")
-    area: str = _doc('the sweep: "optim"')
+    area: str = _doc('the sweep: "optim" or "amp"')
     device: str = _doc("model name of the processor, or of the GPU that took the steps")
     isa: str | None = _doc(
         "instruction set of onepass's compiled kernels, on a GPU the GPU's (sm_90); null where not built"
@@ -44,7 +44,10 @@ class Row:
     tensors: int = _doc("number of parameters")
     elements: int = _doc("elements in all parameters together")
     optimizer: str = _doc("name of the optimizer, with torch's default hyperparameters")
-    phase: str | None = _doc("set-to-none or zeroed: the whole phase; null for the step alone")
+    phase: str | None = _doc(
+        "set-to-none or zeroed: the whole phase; scaled, scaled-explicit or accumulate, of the area amp: see "
+        "bench/scaling.py; null for the step alone"
+    )
     dtype: str = _doc("of parameters and gradients")
     moments: str | None = _doc("dtype in which this contestant keeps its states; null where it has none")
     contestant: str = _doc(

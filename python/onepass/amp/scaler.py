@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
-from .. import checks
+from .. import backends
 from ..optim import measured
 from ..optim.base import FusedOptimizer
 from ..optim.clip import is_served
@@ -122,12 +122,13 @@ class GradScaler(torch.amp.GradScaler):
             return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         if any(g.dtype == torch.float16 for g in grads):
             raise ValueError("Attempting to unscale FP16 gradients.")
-        for i, g in enumerate(grads):
-            checks.check_written(f"unscale_: grads[{i}]", g)
         scale, _ = self._check_scale_growth_tracker("unscale_")
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
         for g in grads:
             by_device[g.device].append(g)
+        if len(by_device) > 1:  # before the first of several calls writes
+            for here in by_device.values():
+                backends.check("unscale_", here, scale.to(here[0].device))
         found = {
             device: torch.ops.onepass.unscale_(here, scale.to(device)) for device, here in by_device.items()
         }

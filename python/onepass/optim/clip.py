@@ -64,4 +64,5 @@ def clip_grad_norm_(
 
 
 def is_served(g: Tensor) -> bool:
-    return g.dtype in checks.SERVED and g.layout == torch.strided and not is_traceable_wrapper_subclass(g)
+    plain = type(g) is Tensor or not is_traceable_wrapper_subclass(g)
+    return plain and g.dtype in checks.SERVED and g.layout == torch.strided
