@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Overflow:
     """A parameter whose gradient is not finite.
 
@@ -30,6 +30,9 @@ class Overflow:
     def __str__(self) -> str:
         name = self.name or f"parameter {self.index}"
         return f"{name} of group {self.group}: {self.inf} inf, {self.nan} NaN of {self.param.numel()}"
+
+    def __repr__(self) -> str:
+        return f"<Overflow: {self}>"
 
 
 def overflows(optimizer: torch.optim.Optimizer) -> list[Overflow]:

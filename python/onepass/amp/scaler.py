@@ -96,6 +96,7 @@ class GradScaler(torch.amp.GradScaler):
         scale, _ = self._check_scale_growth_tracker("step")
         state, given = self._per_optimizer_states[id(optimizer)], getattr(optimizer, "grad_scale", None)
         optimizer.grad_scale = scale if given is None else scale * given  # as torch has it
+        vars(optimizer).pop("found_inf", None)  # left by a step under another scaler, which raised
         try:
             with optimizer.looking_for_inf():
                 result = optimizer.step(*args, **kwargs)
