@@ -324,7 +324,7 @@ def test_a_refused_step_leaves_the_scaler_as_it_was():
     grad.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="freed"):
         scaler.step(optimizer)
-    assert not hasattr(optimizer, "grad_scale") and not optimizer._looks_for_inf
+    assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
     grad.untyped_storage().resize_(size)
     grad.fill_(1.0)
     scaler.step(optimizer)

@@ -80,31 +80,31 @@ class GradScaler(torch.amp.GradScaler):
         """optimizer.step(*args, **kwargs), or nothing where a gradient is inf or NaN. torch's, otherwise."""
         if not self._enabled:
             return super().step(optimizer, *args, **kwargs)
-        ours = isinstance(optimizer, FusedOptimizer) and "closure" not in kwargs
-        if ours and self._stage(optimizer) is OptState.READY:
+        stepped = self._per_optimizer_states[id(optimizer)]["stage"] is OptState.STEPPED
+        if isinstance(optimizer, FusedOptimizer) and not stepped and "closure" not in kwargs:
             result = self._step_ours(optimizer, *args, **kwargs)
         else:
             result = super().step(optimizer, *args, **kwargs)
         self._note(optimizer)
         return result
 
-    def _stage(self, optimizer: torch.optim.Optimizer) -> OptState:
-        return self._per_optimizer_states[id(optimizer)]["stage"]
-
-    def _step_ours(self, optimizer: Any, *args: Any, **kwargs: Any) -> float | None:
-        """The optimizer finds out by itself whether its gradients are finite."""
+    def _step_ours(self, optimizer: FusedOptimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Behind unscale_() the optimizer is told what that has found; else it finds out by itself. As torch
+        has it, a grad_scale that the optimizer has already is a factor more; a found_inf is of old."""
         scale, _ = self._check_scale_growth_tracker("step")
-        state, given = self._per_optimizer_states[id(optimizer)], getattr(optimizer, "grad_scale", None)
-        optimizer.grad_scale = scale if given is None else scale * given  # as torch has it
-        vars(optimizer).pop("found_inf", None)  # left by a step under another scaler, which raised
-        try:
-            with optimizer.looking_for_inf():
-                result = optimizer.step(*args, **kwargs)
-        finally:
-            del optimizer.grad_scale
-        state["stage"] = OptState.STEPPED
-        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        state = self._per_optimizer_states[id(optimizer)]
+        given, found_inf = getattr(optimizer, "grad_scale", None), None
+        if state["stage"] is OptState.UNSCALED:
+            flags = [t.to(scale.device) for t in state["found_inf_per_device"].values()]
+            found_inf = sum(flags[1:], flags[0]) if flags else None
+        else:
+            given = scale if given is None else scale * given
+        with optimizer.handed(given, found_inf):
+            result = optimizer.step(*args, **kwargs)
+        any_gradient = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        if state["stage"] is OptState.READY and any_gradient:
             state["found_inf_per_device"] = _flags(optimizer._stats)
+        state["stage"] = OptState.STEPPED
         return result
 
     def _note(self, optimizer: torch.optim.Optimizer) -> None:

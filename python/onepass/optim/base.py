@@ -40,7 +40,7 @@ class FusedOptimizer(States):
     _plans: "Plans | None" = None  # None: to be built by the next step
     _stats: "dict[torch.device, Tensor]"  # what the last step measured, by device
     _found_inf: "Tensor | None" = None  # what the last step was told
-    _looks_for_inf = False  # also where nothing is clipped
+    _looks_for_inf = False  # by itself, also where nothing is clipped
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -120,13 +120,15 @@ class FusedOptimizer(States):
         return skipped if self._found_inf is None else skipped | (self._found_inf.to(device).reshape(()) != 0)
 
     @contextmanager
-    def looking_for_inf(self) -> Iterator[None]:
-        """Steps inside the block measure their gradients, and are skipped for inf or NaN, also without
-        max_grad_norm: for who hands over a loss scale and has not looked at the gradients."""
-        self._looks_for_inf = True
+    def handed(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Iterator[None]:
+        """Steps inside the block unscale their gradients by grad_scale, where there is one, and are skipped
+        where found_inf is not 0. None: nobody has looked at the gradients, so the step measures them, and is
+        skipped for inf or NaN, also without max_grad_norm. Both are one element on any device."""
+        self.grad_scale, self.found_inf, self._looks_for_inf = grad_scale, found_inf, found_inf is None
         try:
             yield
         finally:
+            del self.grad_scale, self.found_inf
             self._looks_for_inf = False
 
     def _measures(self) -> bool:
