@@ -124,10 +124,11 @@ stage selftest-cpu 05-cpu.log 60 "$for_bench" "${onepass[@]}" selftest
 stage cpu-tests 05-cpu.log 90 "$for_bench" "${pytest[@]}" -m "not slow and not gpu" tests/test_ops.py
 
 # --- fast? The most important first. --------------------------------------------------------------------------
+area=optim
 bench() { # NAME LIMIT OPTIONS...
     local name=$1 limit=$2
     shift 2
-    stage "bench-$name" 06-bench.log "$limit" 0 "${onepass[@]}" bench optim --device cuda --json "$out/rows.jsonl" "$@"
+    stage "bench-$name" 06-bench.log "$limit" 0 "${onepass[@]}" bench "$area" --device cuda --json "$out/rows.jsonl" "$@"
 }
 for workload in resnet50 1B gpt2 tiny2000 llama; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"
@@ -135,6 +136,7 @@ done
 for workload in resnet50 gpt2 llama; do
     bench "phase-$workload" 50 --seconds 4 --workload "$workload" --phase set-to-none zeroed
 done
+area=amp bench amp-resnet50 40 --seconds 3 --workload resnet50
 bench optimizers 60 --seconds 2 --workload resnet50 --optimizer adam sgd sgd-momentum rmsprop adagrad lion
 for workload in resnet50 1B gpt2 llama; do
     bench "$workload-bfloat16" 40 --seconds 3 --workload "$workload" --dtype bfloat16

@@ -376,7 +376,8 @@ def test_flush_is_outside_the_timed_step_and_nothing_waits() -> None:
 # --- gpu.sh ---------------------------------------------------------------------------------------------
 
 BENCHES = [f"bench-{w}-float32" for w in ("resnet50", "1B", "gpt2", "tiny2000", "llama")]
-BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")] + ["bench-optimizers"]
+BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")]
+BENCHES += ["bench-amp-resnet50", "bench-optimizers"]
 BENCHES += [f"bench-{w}-bfloat16" for w in ("resnet50", "1B", "gpt2", "llama")]
 STAGES = ["build", "info", "selftest-cuda", "gpu-tests", "sanitizer-memcheck", "sanitizer-racecheck"]
 STAGES += ["selftest-cpu", "cpu-tests", *BENCHES]

@@ -126,6 +126,48 @@ def test_the_whole_phase_takes_two_launches(cuda, count: int, groups: int):
     _assert_close(got, want)
 
 
+@pytest.mark.parametrize("write_grads", (False, True))
+@pytest.mark.parametrize("skipped", (False, True))
+def test_bytes_of_a_scaled_and_clipped_step(cuda, write_grads: bool, skipped: bool):
+    """Gradients are read twice, for their norm and by the step, and not written unless that is asked for. A
+    step that is skipped reads them once."""
+    module, emulated = cuda
+    got, numel = _call(3, numel=4096, groups=1, max_grad_norm=0.5), 4096 + 4097
+    got |= {"grad_scale": torch.tensor(4.0), "grads_after": 2 * write_grads}
+    if skipped:
+        got["grads"][1][7] = float("inf")
+    emulated.reset_counts()
+    got["stats"] = emulated_optim.grad_stats(module, got["grads"], got["grad_scale"])
+    assert 0 <= emulated.loaded_bytes - 4 * (numel - 1) <= 16 * 864  # and the blocks' sums
+    assert emulated.stored_bytes == 0
+    emulated.reset_counts()
+    emulated_optim.step(module, ADAMW, got)
+    loads, stores = (0, 0) if skipped else (16, 16 if write_grads else 12)
+    assert emulated.loaded_bytes == loads * (numel - 1)  # the odd element moves alone
+    assert emulated.stored_bytes == stores * (numel - 1)
+
+
+@pytest.mark.parametrize("dtype, loads, stores", ((torch.float32, 8, 4), (torch.bfloat16, 6, 4)))
+def test_bytes_of_a_sum_of_gradients(cuda, dtype: torch.dtype, loads: int, stores: int):
+    module, emulated = cuda
+    sums, grads = [torch.zeros(8192)], [torch.ones(8192, dtype=dtype)]
+    emulated.reset_counts()
+    emulated_optim.accumulate_(module, sums, grads, None)
+    assert (emulated.loaded_bytes, emulated.stored_bytes) == (loads * 8192, stores * 8192)
+    assert emulated.launches == 1 and (sums[0] == 1).all()
+
+
+@pytest.mark.parametrize("scale, stores", ((4.0, 4), (1.0, 0)))
+def test_bytes_of_unscaling(cuda, scale: float, stores: int):
+    module, emulated = cuda
+    grads = [torch.ones(8192)]
+    emulated.reset_counts()
+    stats = emulated_optim.unscale_(module, grads, torch.tensor(scale))
+    assert 0 <= emulated.loaded_bytes - 4 * 8192 <= 16 * 864
+    assert emulated.stored_bytes == stores * 8192 and emulated.launches == 1
+    assert stats.tolist() == [8192**0.5 / scale, 0.0]
+
+
 def _joined(*calls: dict[str, Any]) -> dict[str, Any]:
     """One call of all their tensors."""
     joined = dict(calls[0])

@@ -149,3 +149,88 @@ def test_ops_on_gradients_say_the_same(name, fault):
         assert frozen(tensors_in(a)) == before
     assert said[0] is not None and said[0].startswith(f"{name}: {words}")
     assert said[0] == said[1]
+
+
+# --- loss scaling -----------------------------------------------------------------------------------------
+def put(name, value):
+    return lambda a: a.update({name: value})
+
+
+def expanded(t):
+    return t[:1].expand(3, *t.shape[1:])
+
+
+AMP_FAULTS = {
+    "unscale_": (
+        *GRAD_FAULTS.values(),
+        (at_1("grads", expanded), "grads[1] has several elements"),
+        (put("grad_scale", torch.ones(2)), "grad_scale has to be one torch.float32 element on the CPU"),
+        (put("grad_scale", torch.ones((), dtype=torch.float64)), "grad_scale has to be one torch.float32"),
+    ),
+    "accumulate_": (
+        (lambda a: a["grads"].pop(), "grads has 3 entries, expected 4 as sums"),
+        (at_1("grads", lambda t: t.long()), "grads[1] has a dtype that is not served"),
+        (at_1("grads", lambda t: t.double()), "sums[1] has dtype torch.float32, expected torch.float64 for"),
+        (at_1("sums", lambda t: t.double()), "sums[1] has dtype torch.float64, expected torch.float32 for"),
+        (at_1("sums", lambda t: t.to("meta")), "sums[1] is on another device than sums[0]"),
+        (at_1("grads", lambda t: t.to("meta")), "grads[1] is on another device than sums[1]"),
+        (at_1("grads", lambda t: t[:7]), "grads[1] has shape [7], expected [33] as sums[1]"),
+        (at_1("sums", lambda t: t[:1].expand(33)), "sums[1] has several elements at one address"),
+        (put("inv_scale", torch.ones(2)), "inv_scale has to be one torch.float32 element on the CPU"),
+    ),
+    "update_scale_": (
+        (put("scale", torch.ones(2)), "scale has to be one torch.float32 element on the CPU"),
+        (put("growth_tracker", torch.zeros(())), "growth_tracker has to be one torch.int32 element"),
+        (put("skipped", torch.zeros(1, dtype=torch.int64)), "skipped has to be two torch.int64 elements"),
+        (put("found_infs", [torch.ones(()), torch.ones(3)]), "found_infs[1] has to be one torch.float32"),
+        (put("found_infs", [torch.ones((), device="meta")]), "found_infs[0] has to be one torch.float32"),
+        (put("growth_factor", 1.0), "growth_factor is 1, expected > 1"),
+        (put("growth_factor", float("nan")), "growth_factor is nan, expected > 1"),
+        (put("backoff_factor", 1.0), "backoff_factor is 1, expected < 1"),
+        (put("hysteresis", -1), "hysteresis is -1, expected >= 0"),
+        (put("min_scale", -1.0), "scales from -1 to inf, expected 0 <= min_scale <= max_scale"),
+        (put("max_scale", float("nan")), "scales from 0 to nan, expected 0 <= min_scale <= max_scale"),
+    ),
+}
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        pytest.param(name, *fault, id=f"{name}-{i}")
+        for name, faults in AMP_FAULTS.items()
+        for i, fault in enumerate(faults)
+    ],
+)
+def test_ops_of_loss_scaling_say_the_same(name, change, words):
+    """C++, reference and fakes; nothing is written."""
+    said = []
+    for backend in ("cpp", "reference"):
+        a = CASES[name][0](0, torch.float32)
+        change(a)
+        before = frozen(tensors_in(a))
+        with use_backend(backend):
+            said.append(message_of(lambda a=a: getattr(torch.ops.onepass, name)(**a)))
+        assert frozen(tensors_in(a)) == before
+    a = CASES[name][0](0, torch.float32)
+    change(a)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        said.append(message_of(lambda: getattr(torch.ops.onepass, name)(**faked(a, mode))))
+    assert said[0] is not None and said[0].startswith(f"{name}: {words}")
+    assert said[0] == said[1] == said[2]
+
+
+@needs_cpp
+@pytest.mark.parametrize("name, lists", (("unscale_", ("grads",)), ("accumulate_", ("sums", "grads"))))
+def test_freed_storage_is_named(name, lists):
+    for which in lists:
+        for backend in ("cpp", "reference"):
+            a = CASES[name][0](0, torch.float32)
+            storage = a[which][1].untyped_storage()
+            size = storage.nbytes()
+            storage.resize_(0)
+            with use_backend(backend):
+                said = message_of(lambda a=a: getattr(torch.ops.onepass, name)(**a))
+            storage.resize_(size)
+            assert said == f"{name}: {which}[1] has no storage: it was freed"

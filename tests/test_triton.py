@@ -46,9 +46,10 @@ ROWS = [
 
 # --- in the interpreter's process -------------------------------------------------------------------------
 def _kernel(name: str):
-    from onepass.kernels import grads, optim
+    from onepass import backends
+    from onepass.ops import BY_NAME
 
-    return getattr(grads if hasattr(grads, name) else optim, name)
+    return backends.target(BY_NAME[name].triton)
 
 
 def _call(seed: int, op: str, dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _support_table(ops: list[dict[str, Any]]) -> Any:
     table.add_column("bytes per\nfp32 element", justify="right")
     for row in ops:
         served = [", ".join(row["backends"][device]) for device in DEVICES]
-        table.add_row(row["op"], row["doc"], *served, str(row["bytes_per_element"]))
+        table.add_row(row["op"], row["doc"], *served, str(row["bytes_per_element"] or "-"))
     return table
 
 
@@ -128,7 +128,7 @@ def support_markdown() -> str:
         cpu, cuda = (["C++"] if key in op.cpp else [] for key in ("CPU", "CUDA"))
         cuda += ["Triton"] if op.triton else []
         served = [", ".join([*backends, "reference"]) for backends in (cpu, cuda)]
-        lines.append(f"| `{op.name}` | {op.doc} | {' | '.join(served)} | {op.bytes_per_element} |")
+        lines.append(f"| `{op.name}` | {op.doc} | {' | '.join(served)} | {op.bytes_per_element or '-'} |")
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ class Emulator:
     def __init__(self, path: Path | str):
         self._library: Any = ctypes.CDLL(str(path))
         self._library.emulator_synchronize.restype = ctypes.c_char_p
-        for name in ("launches", "copies", "copied_bytes"):
+        for name in ("launches", "copies", "copied_bytes", "loaded_bytes", "stored_bytes"):
             getattr(self._library, f"emulator_{name}").restype = ctypes.c_int64
 
     def set_order(self, order: str, seed: int = 0) -> None:
@@ -56,6 +56,15 @@ class Emulator:
     @property
     def copied_bytes(self) -> int:
         return self._library.emulator_copied_bytes()
+
+    @property
+    def loaded_bytes(self) -> int:
+        """By loads with a cache hint, as a kernel's vector loads are."""
+        return self._library.emulator_loaded_bytes()
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._library.emulator_stored_bytes()
 
     def reset_counts(self) -> None:
         self._library.emulator_reset_counts()

@@ -15,9 +15,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
-    parser.add_argument("--epochs", type=int, default=15, help="(default 15)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="(default 15; with --amp fp16 4: torch's float16 convolutions are slow on most CPUs)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1, see train.py)")
+    parser.add_argument(
+        "--amp",
+        choices=("fp16", "bf16"),
+        help="forward passes under autocast; fp16 with a loss scale, each run under its own library's scaler",
+    )
     args = parser.parse_args(argv)
+    if args.epochs is None:
+        args.epochs = 4 if args.amp == "fp16" else 15
     for name in ("epochs", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} has to be at least 1, not {getattr(args, name)}")
@@ -31,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     digits = data.load()
-    settings = train.Settings(seed=args.seed, epochs=args.epochs, threads=args.threads)
+    settings = train.Settings(seed=args.seed, epochs=args.epochs, threads=args.threads, amp=args.amp)
     begun = time.perf_counter()
     with report.bar(settings.epochs * data.steps_per_epoch(digits, settings.batch)) as tick:
         learners = train.train(digits, settings, train.RUNS, tick)

@@ -1,4 +1,4 @@
-"""The demo's picture: loss, accuracy and the time of a step, every run in each."""
+"""The demo's picture: loss, loss scale and skipped steps, accuracy, time of a step; every run in each."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ GOOD = 90.0  # percent: where the accuracy axis starts once every run ends above
 
 
 def draw(summary: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(13, 4.4), dpi=130, layout="constrained")
-    losses, accuracies, times = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
-    runs = summary["runs"]
-    _draw_losses(losses, runs)
-    _draw_accuracies(accuracies, runs)
-    _draw_times(times, runs)
-    for axes in (losses, accuracies, times):
+    amp = summary["settings"]["amp"]
+    draws = [_draw_losses, *([_draw_scales] if amp == "fp16" else []), _draw_accuracies, _draw_times]
+    widths = [1.0 if each is _draw_times else 1.25 for each in draws]
+    figure = Figure(figsize=(3.8 * len(draws) + 1.6, 4.4), dpi=130, layout="constrained")
+    for each, axes in zip(draws, figure.subplots(1, len(draws), width_ratios=widths), strict=True):
+        each(axes, summary["runs"])
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"The same CNN ({summary['parameters']:,} parameters), the same batches of handwritten digits",
+        f"The same CNN ({summary['parameters']:,} parameters), the same batches of handwritten digits"
+        f"{f', {amp} autocast' if amp else ''}",
         fontsize=12,
     )
     return figure
@@ -44,6 +44,21 @@ def _draw_losses(axes: Axes, runs: list[dict[str, Any]]) -> None:
     axes.set(title="Training loss", xlabel="step", ylabel="cross-entropy")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper right")
+
+
+def _draw_scales(axes: Axes, runs: list[dict[str, Any]]) -> None:
+    """A cross where a step was skipped."""
+    for run, style in _styled(runs):
+        scales = run["scales"]
+        axes.step(range(1, len(scales) + 1), scales, where="mid", **style)
+        marks = {"marker": "x", "markersize": 4 + style["linewidth"], "linestyle": "none"}
+        label = "skipped step" if run is runs[-1] else None
+        skipped = run["skipped_steps"]
+        axes.plot(skipped, [scales[t - 1] for t in skipped], color=style["color"], label=label, **marks)
+    axes.set_yscale("log", base=2)
+    axes.set(title="Loss scale", xlabel="step", ylabel="scale")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
 
 
 def _draw_accuracies(axes: Axes, runs: list[dict[str, Any]]) -> None:

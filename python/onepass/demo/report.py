@@ -58,6 +58,8 @@ def _summary(learner: Learner, base: Learner) -> dict[str, Any]:
         "largest_loss_difference": max(abs(a - b) for a, b in zip(learner.losses, base.losses, strict=True)),
         "step_ms_median": median,
         "times_faster": base_median / median,
+        "skipped_steps": learner.skipped,
+        "scales": learner.scales,
         "accuracies_percent": learner.accuracies,
         "losses": learner.losses,
         "step_ms": learner.step_ms,
@@ -66,14 +68,12 @@ def _summary(learner: Learner, base: Learner) -> dict[str, Any]:
 
 def show(summary: dict[str, Any]) -> None:
     runs, settings, machine = summary["runs"], summary["settings"], summary["machine"]
-    table = Table(title="AdamW on handwritten digits", title_justify="left", title_style="bold")
+    under = f", {settings['amp']} autocast" if settings["amp"] else ""
+    table = Table(title=f"AdamW on handwritten digits{under}", title_justify="left", title_style="bold")
     table.add_column("optimizer")
-    for column in (
-        "test accuracy\n%",
-        "largest loss\ndifference",
-        "optimizer step\nmedian, ms",
-        "times\nfaster",
-    ):
+    scaled = settings["amp"] == "fp16"
+    columns = ("test accuracy\n%", "largest loss\ndifference", "optimizer step\nmedian, ms", "times\nfaster")
+    for column in (*columns, *(("skipped\nsteps", "last\nscale") if scaled else ())):
         table.add_column(column, justify="right")
     for i, run in enumerate(runs):
         table.add_row(
@@ -82,6 +82,7 @@ def show(summary: dict[str, Any]) -> None:
             f"{run['largest_loss_difference']:.2g}" if i else "",
             f"{run['step_ms_median']:.3f}",
             f"{run['times_faster']:.2f}" if i else "",
+            *((f"{len(run['skipped_steps'])}", f"{run['scales'][-1]:.0f}") if scaled else ()),
         )
     console = Console()
     console.print(table)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import optim
+from .. import amp, optim
 from ..testing.threads import threads
 from . import data
 from .data import Digits
@@ -29,6 +29,12 @@ class Settings:
     batch: int = 64
     lr: float = 1e-3  # the peak of a one-cycle schedule
     weight_decay: float = 0.05
+    amp: str | None = None  # "fp16" or "bf16": what autocast computes in
+    growth_interval: int = 10  # of the loss scale, in steps; torch's 2000 are more than there are
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, None: None}[self.amp]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Run:
 
     name: str
     optimizer: Callable[[Iterable[nn.Parameter], Settings], torch.optim.Optimizer]
+    scaler: type[torch.amp.GradScaler] = torch.amp.GradScaler
 
 
 def _torch(parameters: Iterable[nn.Parameter], s: Settings) -> torch.optim.Optimizer:
@@ -54,7 +61,7 @@ def _onepass(parameters: Iterable[nn.Parameter], s: Settings) -> torch.optim.Opt
 RUNS = (
     Run("torch AdamW", _torch),
     Run("torch AdamW fused", _torch_fused),
-    Run("onepass AdamW", _onepass),
+    Run("onepass AdamW", _onepass, amp.GradScaler),
 )
 
 
@@ -66,19 +73,36 @@ class Learner:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler  # disabled where nothing overflows
+    autocast: torch.dtype | None
     losses: list[float] = field(default_factory=list)  # cross-entropy, one a step
     step_ms: list[float] = field(default_factory=list)  # milliseconds in optimizer.step(), one a step
+    scale: float = 0.0  # the loss scale; 1 where there is none
+    scales: list[float] = field(default_factory=list)  # what it was behind each step
+    skipped: list[int] = field(default_factory=list)  # the steps that overflowed, from 1
     accuracies: list[float] = field(default_factory=list)  # percent of the test set, one an epoch
+
+    def __post_init__(self) -> None:
+        self.scale = self.scaler.get_scale()
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images), labels)
-        loss.backward()
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            loss = F.cross_entropy(self.model(images), labels)
+        self.scaler.scale(loss).backward()
         begun = time.perf_counter()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step_ms.append(1e3 * (time.perf_counter() - begun))
         self.schedule.step()
-        self.losses.append(loss.item())
+        self._note(loss.item())
+
+    def _note(self, loss: float) -> None:
+        self.losses.append(loss)
+        self.scales.append(self.scaler.get_scale())
+        if self.scales[-1] < self.scale:
+            self.skipped.append(len(self.scales))
+        self.scale = self.scales[-1]
 
     @torch.no_grad()
     def examine(self, images: Tensor, labels: Tensor) -> None:
@@ -93,7 +117,8 @@ def _learner(run: Run, model: nn.Module, settings: Settings, steps: int) -> Lear
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.lr, total_steps=steps, cycle_momentum=False
     )
-    return Learner(run, model, optimizer, schedule)
+    scaler = run.scaler("cpu", growth_interval=settings.growth_interval, enabled=settings.amp == "fp16")
+    return Learner(run, model, optimizer, schedule, scaler, settings.autocast)
 
 
 def train(

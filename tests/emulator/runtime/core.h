@@ -84,6 +84,7 @@ T& shared(const char* name, Tag) {
 EMULATOR_API void fence();
 EMULATOR_API bool fenced();
 EMULATOR_API void note_atomic(void* p);
+extern EMULATOR_API int64_t loaded_bytes, stored_bytes;  // by loads and stores with cache hints
 
 EMULATOR_API void async_copy(void* to, const void* from, size_t bytes, size_t zeros, Where where);
 EMULATOR_API void async_commit();

@@ -3,15 +3,17 @@
 #pragma once
 #include "core.h"
 
-#define EMULATOR_LOAD(name) \
-  template <class T>        \
-  T name(const T* from) {   \
-    return *from;           \
+#define EMULATOR_LOAD(name)                                                   \
+  template <class T>                                                          \
+  T name(const T* from) {                                                     \
+    __atomic_fetch_add(&emulator::loaded_bytes, sizeof(T), __ATOMIC_RELAXED); \
+    return *from;                                                             \
   }
-#define EMULATOR_STORE(name)                      \
-  template <class T>                              \
-  void name(T* to, std::common_type_t<T> value) { \
-    *to = value;                                  \
+#define EMULATOR_STORE(name)                                                  \
+  template <class T>                                                          \
+  void name(T* to, std::common_type_t<T> value) {                             \
+    __atomic_fetch_add(&emulator::stored_bytes, sizeof(T), __ATOMIC_RELAXED); \
+    *to = value;                                                              \
   }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)

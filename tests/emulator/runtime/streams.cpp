@@ -11,6 +11,7 @@
 namespace emulator {
 
 Counts counts;
+int64_t loaded_bytes = 0, stored_bytes = 0;
 size_t largest_dynamic_shared = 48 * 1024;
 
 struct Stream {
@@ -120,7 +121,12 @@ EMULATOR_API void emulator_set_multiprocessors(int count) { settings.multiproces
 EMULATOR_API int64_t emulator_launches() { return counts.launches; }
 EMULATOR_API int64_t emulator_copies() { return counts.copies; }
 EMULATOR_API int64_t emulator_copied_bytes() { return counts.copied_bytes; }
-EMULATOR_API void emulator_reset_counts() { counts = {}; }
+EMULATOR_API int64_t emulator_loaded_bytes() { return loaded_bytes; }
+EMULATOR_API int64_t emulator_stored_bytes() { return stored_bytes; }
+EMULATOR_API void emulator_reset_counts() {
+  counts = {};
+  loaded_bytes = stored_bytes = 0;
+}
 // Null, or what went wrong.
 EMULATOR_API const char* emulator_synchronize() {
   static std::string message;
