@@ -9,7 +9,7 @@ fi
 python=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
 rows=$1
 bench() { # AREA OPTIONS...
-    "$python" -m onepass bench optim --json "$rows" "${@:2}"
+    "$python" -m onepass bench "$1" --json "$rows" "${@:2}"
 }
 
 bench optim --threads 1 2
