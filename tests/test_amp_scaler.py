@@ -600,6 +600,29 @@ def test_the_last_overflow_names_its_parameters(unscale):
     assert scaler.last_overflow() == []
 
 
+def test_the_last_overflow_is_of_the_last_iteration():
+    """Also where every optimizer is unscaled before the first one steps."""
+    optimizers, scaler = [adamw(), adamw()], scaler_of()
+    for t, bad in enumerate((1, 0)):
+        begin(scaler, *optimizers, bad=bad, t=t)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        assert len(scaler.last_overflow()) == (2 if bad else 0)
+        scaler.update()
+
+
+@pytest.mark.parametrize("kind", (OURS, TORCH), ids=("ours", "torch"))
+def test_a_backward_through_the_old_scale_is_an_error(kind):
+    """A kernel wrote the scale behind autograd's back: it has to be told."""
+    optimizer, scaler = adamw(), scaler_of(kind)
+    late = scaler.scale(sum((p * 1.0).sum() for p in params_of(optimizer)))
+    iterate(scaler, optimizer, bad=1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        late.backward()
+
+
 def test_the_last_overflow_of_an_optimizer_of_torchs():
     optimizer, scaler = torchs(), scaler_of()
     begin(scaler, optimizer, bad=1)

@@ -132,6 +132,42 @@ def test_demo_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert run["step_ms_median"] > 0
 
 
+@pytest.mark.parametrize("amp", ("bf16", pytest.param("fp16", marks=pytest.mark.slow)))
+def test_demo_under_autocast(amp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """float16 has a loss scale, which moves; torch's convolutions in it are slow."""
+    assert main(["demo", "--amp", amp, "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert f"{amp} autocast" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "demo.json").read_text())
+    assert saved["settings"]["amp"] == amp
+    first = saved["runs"][0]
+    for run in saved["runs"]:
+        assert len(run["scales"]) == len(run["losses"])
+        assert run["largest_loss_difference"] < 0.2
+        assert (run["scales"], run["skipped_steps"]) == (first["scales"], first["skipped_steps"])
+        if amp == "bf16":
+            assert set(run["scales"]) == {1.0} and not run["skipped_steps"]
+        else:
+            assert len(set(run["scales"])) > 1
+    assert (tmp_path / "demo.png").stat().st_size > 20_000
+
+
+def test_the_picture_shows_the_scale_and_skipped_steps():
+    need("matplotlib")
+    from onepass.demo import picture
+
+    run = {
+        "name": "one", "losses": [3.0, 2.0, 1.0], "scales": [4.0, 2.0, 2.0], "skipped_steps": [2],
+        "accuracies_percent": [50.0], "accuracy_percent": 50.0, "step_ms_median": 1.0,
+    }  # fmt: skip
+    made = picture.draw({"settings": {"amp": "fp16"}, "parameters": 3, "runs": [run]})
+    titles = [axes.get_title() for axes in made.axes]
+    assert titles == ["Training loss", "Loss scale", "Test accuracy", "One optimizer step"]
+    marks = [line for line in made.axes[1].lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in marks] == [[2]] and list(marks[0].get_ydata()) == [2.0]
+    made = picture.draw({"settings": {"amp": None}, "parameters": 3, "runs": [run]})
+    assert len(made.axes) == 3
+
+
 @pytest.mark.slow
 def test_demo_learns(tmp_path: Path):
     assert main(["demo", "--out", str(tmp_path)]) == 0

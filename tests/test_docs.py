@@ -20,6 +20,7 @@ def test_measured_tables_are_made_from_the_committed_rows():
     (path,) = (ROOT / "bench" / "results").glob("optim-*.jsonl")
     rows = read_rows(path)
     assert markdown.steps(rows) in README and markdown.phases(rows) in README
+    assert markdown.amp(rows) in README
     assert path.name in README
 
 

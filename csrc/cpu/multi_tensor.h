@@ -17,7 +17,8 @@ namespace onepass::ONEPASS_ISA {
 // The arithmetic: n elements, every stream contiguous: parameter of type P, gradient of type G, states of
 // type S. The step is taken by value: its coefficients then stay in registers, whatever the stores may alias.
 template <bool kL1, class Step, class P, class G, class S>
-void update(const Step step, int64_t n, P* __restrict p, const G* __restrict g, S* const* state) {
+inline __attribute__((always_inline)) void update_all(const Step step, int64_t n, P* __restrict p,
+                                                      const G* __restrict g, S* const* state) {
   using T = typename Step::T;
   constexpr int kStates = Step::kStates;
   S* __restrict s0 = kStates > 0 ? state[0] : nullptr;
@@ -37,6 +38,24 @@ void update(const Step step, int64_t n, P* __restrict p, const G* __restrict g, 
     if constexpr (kStates > 1) store(s1[i], b);
     if constexpr (kStates > 2) store(s2[i], c);
   }
+}
+
+// Vectors of 256 bits serve memory better than those of 512 (docs/measured-facts.md): the AVX-512 build keeps
+// to them, but for loops that arithmetic bounds, which are those that round to bfloat16.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define ONEPASS_WIDE_VECTORS __attribute__((noinline, target("prefer-vector-width=512")))
+#else
+#define ONEPASS_WIDE_VECTORS
+#endif
+
+template <bool kL1, class Step, class P, class G, class S>
+void update(const Step step, int64_t n, P* __restrict p, const G* __restrict g, S* const* state) {
+  update_all<kL1>(step, n, p, g, state);
+}
+template <bool kL1, class Step, class P, class G, class S>
+ONEPASS_WIDE_VECTORS void update_rounding(const Step step, int64_t n, P* __restrict p, const G* __restrict g,
+                                          S* const* state) {
+  update_all<kL1>(step, n, p, g, state);
 }
 
 template <class Step, class T = typename Step::T>
@@ -61,8 +80,12 @@ bool update_in_place(const Step& step, const Row& row, const Launch& launch, int
   if (!plain) return false;
   S* state[kMaxStates] = {};
   for (int s = 0; s < Step::kStates; ++s) state[s] = static_cast<S*>(row.data[kState + s]) + from;
-  update<false>(step, to - from, static_cast<P*>(row.data[kParam]) + from,
-                static_cast<const G*>(row.data[kGrad]) + from, state);
+  P* const p = static_cast<P*>(row.data[kParam]) + from;
+  const G* const g = static_cast<const G*>(row.data[kGrad]) + from;
+  if constexpr (sizeof(P) == 2 || sizeof(S) == 2)
+    update_rounding<false>(step, to - from, p, g, state);
+  else
+    update<false>(step, to - from, p, g, state);
   return true;
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import backends, checks
 
 
 class GradAccumulator:
@@ -77,9 +77,13 @@ class GradAccumulator:
                     f"GradAccumulator.accumulate: the gradient of params[{i}] is sparse, expected a dense one"
                 )
             by_device[p.device].append(i)
-        for device, indices in by_device.items():
-            sums, grads = [self.grads[i] for i in indices], [self.params[i].grad for i in indices]
-            torch.ops.onepass.accumulate_(sums, grads, inv_scale=self._factor(inv_scale, device))
+        calls = [(device, *self._lists(indices)) for device, indices in by_device.items()]
+        factors = {device: self._factor(inv_scale, device) for device in by_device}
+        if len(calls) > 1:  # all checks before the first of several calls writes
+            for device, sums, grads in calls:
+                backends.check("accumulate_", sums, grads, inv_scale=factors[device])
+        for device, sums, grads in calls:
+            torch.ops.onepass.accumulate_(sums, grads, inv_scale=factors[device])
             torch.autograd.graph.increment_version(sums)
         for i in (i for indices in by_device.values() for i in indices):
             self.params[i].grad = None
@@ -111,6 +115,10 @@ class GradAccumulator:
         if self.grads:
             torch._foreach_zero_(self.grads)
         self._touched = [False] * len(self.params)
+
+    def _lists(self, indices: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Sums and gradients of these parameters."""
+        return [self.grads[i] for i in indices], [self.params[i].grad for i in indices]  # type: ignore[misc]
 
     def _factor(self, inv_scale: Tensor | float | None, device: torch.device) -> Tensor | None:
         if inv_scale is None:

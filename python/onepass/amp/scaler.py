@@ -72,8 +72,9 @@ class GradScaler(torch.amp.GradScaler):
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
         self._hysteresis, self._min_scale, self._max_scale = hysteresis, min_scale, max_scale
         self._init_skipped = [0, 0]
-        self._stepped: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._stepped: list[weakref.ref[torch.optim.Optimizer]] = []  # since the last update(), or before it
         self._found: list[Tensor] = []
+        self._updated = False
 
     # --- a step -----------------------------------------------------------------------------------------
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -109,8 +110,8 @@ class GradScaler(torch.amp.GradScaler):
 
     def _note(self, optimizer: torch.optim.Optimizer) -> None:
         """For last_overflow()."""
-        if len(self._per_optimizer_states) == 1:
-            self._stepped, self._found = [], []
+        if self._updated:
+            self._stepped, self._found, self._updated = [], [], False
         self._stepped.append(weakref.ref(optimizer))
         self._found += self._found_inf_per_device(optimizer).values()
 
@@ -142,6 +143,7 @@ class GradScaler(torch.amp.GradScaler):
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """The next scale, by what the steps since the last update() found: torch's."""
         measured.forget()
+        self._updated = True
         if not self._enabled or new_scale is not None:
             return super().update(new_scale)
         scale, tracker = self._check_scale_growth_tracker("update")
@@ -166,6 +168,8 @@ class GradScaler(torch.amp.GradScaler):
             0.0 if self._min_scale is None else self._min_scale,
             _inf_if_none(self._max_scale),
         )
+        # A backward through a loss that the old scale has scaled is then an error, as in torch.
+        torch.autograd.graph.increment_version((scale, tracker))
         self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
 
     def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:

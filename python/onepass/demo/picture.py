@@ -52,13 +52,14 @@ def _draw_scales(axes: Axes, runs: list[dict[str, Any]]) -> None:
         scales = run["scales"]
         axes.step(range(1, len(scales) + 1), scales, where="mid", **style)
         marks = {"marker": "x", "markersize": 4 + style["linewidth"], "linestyle": "none"}
-        label = "skipped step" if run is runs[-1] else None
         skipped = run["skipped_steps"]
+        label = "skipped step" if skipped and run is runs[-1] else None
         axes.plot(skipped, [scales[t - 1] for t in skipped], color=style["color"], label=label, **marks)
     axes.set_yscale("log", base=2)
     axes.set(title="Loss scale", xlabel="step", ylabel="scale")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best")
 
 
 def _draw_accuracies(axes: Axes, runs: list[dict[str, Any]]) -> None:
