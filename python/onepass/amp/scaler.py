@@ -26,7 +26,7 @@ class GradScaler(torch.amp.GradScaler):
     gradients once for that, and for their norm where it clips (8 bytes a float32 element less than torch's
     fused optimizers), and once in its own pass. unscale_(), where it is called, unscales and measures in one
     pass (4 bytes read, 4 written); onepass.optim.clip_grad_norm_, and a step with max_grad_norm, then know
-    the norm. Any other optimizer is served as by torch, call by call.
+    the norm. Any other optimizer is served as by torch, call by call; so is a step under torch.compile.
 
     What has overflowed is decided by the gradients themselves, never by their norm: 1e25 is finite.
 
@@ -82,7 +82,9 @@ class GradScaler(torch.amp.GradScaler):
         if not self._enabled:
             return super().step(optimizer, *args, **kwargs)
         stepped = self._per_optimizer_states[id(optimizer)]["stage"] is OptState.STEPPED
-        if isinstance(optimizer, FusedOptimizer) and not stepped and "closure" not in kwargs:
+        compiled = hasattr(optimizer.step, "_torchdynamo_orig_callable")  # what it finds stays in its graph
+        ours = isinstance(optimizer, FusedOptimizer) and not compiled
+        if ours and not stepped and "closure" not in kwargs:
             result = self._step_ours(optimizer, *args, **kwargs)
         else:
             result = super().step(optimizer, *args, **kwargs)

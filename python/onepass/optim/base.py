@@ -125,6 +125,7 @@ class FusedOptimizer(States):
         where found_inf is not 0. None: nobody has looked at the gradients, so the step measures them, and is
         skipped for inf or NaN, also without max_grad_norm. Both are one element on any device."""
         self.grad_scale, self.found_inf, self._looks_for_inf = grad_scale, found_inf, found_inf is None
+        self._stats = {}  # a step that is overridden and does nothing leaves none
         try:
             yield
         finally:
