@@ -83,8 +83,8 @@ class GradScaler(torch.amp.GradScaler):
             return super().step(optimizer, *args, **kwargs)
         stepped = self._per_optimizer_states[id(optimizer)]["stage"] is OptState.STEPPED
         compiled = hasattr(optimizer.step, "_torchdynamo_orig_callable")  # what it finds stays in its graph
-        ours = isinstance(optimizer, FusedOptimizer) and not compiled
-        if ours and not stepped and "closure" not in kwargs:
+        torchs = compiled or stepped or "closure" in kwargs
+        if isinstance(optimizer, FusedOptimizer) and not torchs:
             result = self._step_ours(optimizer, *args, **kwargs)
         else:
             result = super().step(optimizer, *args, **kwargs)
