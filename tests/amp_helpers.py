@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onepass
+import pytest
 import torch
 from hypothesis import strategies as st
 from optim_helpers import params_of, randn
@@ -89,7 +90,7 @@ def drive(
     return seen
 
 
-def scaler_of(kind: type, pattern: Pattern, **options: Any) -> torch.amp.GradScaler:
+def scaler_for(kind: type, pattern: Pattern, **options: Any) -> torch.amp.GradScaler:
     return kind("cpu", init_scale=pattern.init_scale, growth_interval=pattern.growth_interval, **options)
 
 
@@ -101,3 +102,35 @@ def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> list[bytes]:
             tensors = [p, p.grad, *(optimizer.state[p][name] for name in sorted(optimizer.state.get(p, {})))]
             found += [t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]
     return found
+
+
+# --- one iteration after another ----------------------------------------------------------------------------
+each_way = pytest.mark.parametrize("unscale", (False, True), ids=("scaled", "unscaled"))
+
+
+def scaler_of(kind=OURS, **options):
+    return kind("cpu", **{"init_scale": 1024.0, "growth_interval": 3, **options})
+
+
+def adamw(**options):
+    return onepass.optim.AdamW(parameters(0), lr=0.1, **options)
+
+
+def torchs():
+    return torch.optim.SGD(parameters(0), lr=0.1)
+
+
+def begin(scaler, *optimizers, bad=0, t=0):
+    """Scaled gradients for each, as backward leaves them."""
+    scaler.scale(torch.ones(()))
+    for k, optimizer in enumerate(optimizers):
+        grads = [randn(*p.shape, seed=1000 * t + 10 * k + i) for i, p in enumerate(params_of(optimizer))]
+        give_scaled(optimizer, scaler._scale, grads, bad)
+
+
+def iterate(scaler, optimizer, bad=0, t=0, unscale=False):
+    begin(scaler, optimizer, bad=bad, t=t)
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()

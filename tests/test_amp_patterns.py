@@ -3,7 +3,7 @@
 import onepass
 import pytest
 import torch
-from amp_helpers import OURS, TORCH, Pattern, drive, parameters, patterns, scaler_of, state_bytes
+from amp_helpers import OURS, TORCH, Pattern, drive, parameters, patterns, scaler_for, state_bytes
 from hypothesis import HealthCheck, given, settings
 
 MANY = 10_000
@@ -24,7 +24,7 @@ def both(pattern: Pattern, makers) -> None:
     outcomes = []
     for kind in (OURS, TORCH):
         optimizers = [make(parameters(k)) for k, make in enumerate(makers[: pattern.optimizers])]
-        seen = drive(scaler_of(kind, pattern), optimizers, pattern)
+        seen = drive(scaler_for(kind, pattern), optimizers, pattern)
         outcomes.append((seen, state_bytes(optimizers)))
     (ours, our_bytes), (torchs, torch_bytes) = outcomes
     assert ours == torchs
