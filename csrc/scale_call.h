@@ -24,10 +24,10 @@ inline void* element_of(const Place& place, const char* name, const Tensor& t,
 }
 
 inline void check_rule(const Place& place, const ScaleRule& rule) {
-  // Written so that NaN fails.
-  if (!(rule.growth_factor > 1)) fail(place.op, ": growth_factor is ", rule.growth_factor, ", expected > 1");
-  if (!(rule.backoff_factor < 1))
-    fail(place.op, ": backoff_factor is ", rule.backoff_factor, ", expected < 1");
+  // That they grow and back off is for GradScaler's constructor to ask; 1, set later, freezes the scale.
+  if (rule.growth_factor != rule.growth_factor) fail(place.op, ": growth_factor is nan, expected a number");
+  if (rule.backoff_factor != rule.backoff_factor)
+    fail(place.op, ": backoff_factor is nan, expected a number");
   if (rule.hysteresis < 0) fail(place.op, ": hysteresis is ", rule.hysteresis, ", expected >= 0");
   if (!(rule.min_scale >= 0 && rule.min_scale <= rule.max_scale))
     fail(place.op, ": scales from ", rule.min_scale, " to ", rule.max_scale,

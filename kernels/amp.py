@@ -5,6 +5,8 @@ launch; rows that do not lie alike in one run of memory go through dense copies.
 program, behind a copy of the flags where there are several.
 """
 
+import struct
+
 import torch
 import triton
 import triton.language as tl
@@ -78,9 +80,38 @@ def accumulate_(sums: list[Tensor], grads: list[Tensor], *, inv_scale: Tensor | 
             total.copy_(run)
 
 
-@triton.jit(do_not_specialize=["count", "growth_interval", "hysteresis"])
-def move_scale(scale, tracker, skipped, found_infs, count, rule, growth_interval, hysteresis):
-    """found_infs: float32 [count]. rule: float64 [4], growth factor, backoff factor, least, most."""
+@triton.jit
+def _float64(bits):
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
+
+
+_NUMBERS = [
+    "count",
+    "growth_factor",
+    "backoff_factor",
+    "min_scale",
+    "max_scale",
+    "growth_interval",
+    "hysteresis",
+]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def move_scale(
+    scale,
+    tracker,
+    skipped,
+    found_infs,
+    count,
+    growth_factor,
+    backoff_factor,
+    min_scale,
+    max_scale,
+    growth_interval,
+    hysteresis,
+):
+    """found_infs: float32 [count]. Factors and bounds: the bits of a float64 each, as Triton would round a
+    float argument to float32."""
     overflow = tl.full((), 0, tl.int64)
     for i in range(count):
         overflow |= (tl.load(found_infs + i) != 0).to(tl.int64)
@@ -90,10 +121,10 @@ def move_scale(scale, tracker, skipped, found_infs, count, rule, growth_interval
         tl.load(tracker),
         tl.load(skipped),
         tl.load(skipped + 1),
-        tl.load(rule),
-        tl.load(rule + 1),
-        tl.load(rule + 2),
-        tl.load(rule + 3),
+        _float64(growth_factor),
+        _float64(backoff_factor),
+        _float64(min_scale),
+        _float64(max_scale),
         growth_interval,
         hysteresis,
     )
@@ -101,6 +132,10 @@ def move_scale(scale, tracker, skipped, found_infs, count, rule, growth_interval
     tl.store(tracker, successes)
     tl.store(skipped, total)
     tl.store(skipped + 1, in_a_row)
+
+
+def _bits(number: float) -> int:
+    return struct.unpack("q", struct.pack("d", number))[0]
 
 
 @torch.no_grad()
@@ -118,19 +153,6 @@ def update_scale_(
 ) -> None:
     with torch.cuda.device_of(scale):
         found = torch.cat([t.reshape(1) for t in found_infs]) if found_infs else scale
-        numbers = (growth_factor, backoff_factor, min_scale, max_scale)
-        rule = _rule(scale.device, numbers)
-        move_scale[(1,)](
-            scale, growth_tracker, skipped, found, len(found_infs), rule, growth_interval, hysteresis
-        )
-
-
-_kept: dict[tuple[torch.device, tuple[float, ...]], Tensor] = {}
-
-
-def _rule(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
-    """On the device: copied there once, and not at every step."""
-    kept = _kept.get((device, numbers))
-    if kept is None:
-        kept = _kept[device, numbers] = torch.tensor(numbers, dtype=torch.float64, device=device)
-    return kept
+        numbers = map(_bits, (growth_factor, backoff_factor, min_scale, max_scale))
+        states = (scale, growth_tracker, skipped, found, len(found_infs))
+        move_scale[(1,)](*states, *numbers, growth_interval, hysteresis)

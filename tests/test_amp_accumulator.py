@@ -225,6 +225,22 @@ def test_the_same_bits_for_any_number_of_threads():
     assert all(sums == found[0] for sums in found)
 
 
+def test_zero_gives_back_the_dtype_that_gradients_had():
+    """Also one that the user chose."""
+    params = parameters()
+    params[0].grad_dtype = torch.float32
+    acc = GradAccumulator(params)
+    for _ in range(2):
+        acc.zero()
+        assert [p.grad_dtype for p in params] == [torch.float32, torch.bfloat16, torch.bfloat16]
+        give(params, 0)
+        acc.accumulate()
+        acc.install()
+        assert all(p.grad_dtype == torch.float32 for p in params)
+        acc.zero()
+        assert [p.grad_dtype for p in params] == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "params, error, message",

@@ -189,39 +189,6 @@ def test_some_parameters_have_no_gradient(backend):
     assert scaler._get_growth_tracker() == 0 and scaler.get_scale() == 2048.0
 
 
-@pytest.mark.parametrize("kind", (OURS, TORCH), ids=("ours", "torch"))
-def test_a_compiled_step_is_driven_as_by_torch(kind):
-    plain, compiled = adamw(max_grad_norm=1.0), adamw(max_grad_norm=1.0)
-    compiled.step = torch.compile(compiled.step, backend="eager")
-    scalers = scaler_of(), scaler_of(kind)
-    for t in range(6):
-        for scaler, optimizer in zip(scalers, (plain, compiled), strict=True):
-            iterate(scaler, optimizer, bad=t % 2, t=t)
-        assert scalers[0].state_dict() == scalers[1].state_dict()
-    for p, q in zip(params_of(plain), params_of(compiled), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
-
-
-@each_backend
-def test_a_step_that_is_overridden_and_does_nothing_has_found_nothing(backend):
-    """What an earlier step found is not taken for it; torch says that nothing was checked."""
-
-    class EverySecond(onepass.optim.AdamW):
-        calls = 0
-
-        def step(self, closure=None):
-            self.calls += 1
-            return super().step(closure) if self.calls % 2 else None
-
-    optimizer, scaler = EverySecond(parameters(0)), scaler_of()
-    with use_backend(backend):
-        iterate(scaler, optimizer, bad=1)
-        begin(scaler, optimizer)
-        scaler.step(optimizer)
-        with pytest.raises(AssertionError, match="No inf checks were recorded"):
-            scaler.update()
-
-
 def test_parameters_that_torchs_own_code_steps_are_looked_at_too():
     """A sparse gradient beside dense ones: inf in either skips both."""
     embedding = torch.nn.Embedding(4, 2, sparse=True)

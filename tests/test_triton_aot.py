@@ -180,7 +180,8 @@ def test_the_loss_scales_kernel_compiles(target: int, tmp_path: Path):
 
     signature = {
         "scale": "*fp32", "tracker": "*i32", "skipped": "*i64", "found_infs": "*fp32", "count": "i32",
-        "rule": "*fp64", "growth_interval": "i32", "hysteresis": "i32",
+        "growth_factor": "i64", "backoff_factor": "i64", "min_scale": "i64", "max_scale": "i64",
+        "growth_interval": "i32", "hysteresis": "i32",
     }  # fmt: skip
     (tmp_path / "cubin").write_bytes(_compile_for(target, move_scale, signature, {})["cubin"])
     (function,) = sass.functions(tmp_path / "cubin").values()

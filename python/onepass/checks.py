@@ -170,11 +170,10 @@ def check_elements(op: str, name: str, t: Tensor, dtype: torch.dtype, numel: int
 def check_scale_rule(
     op: str, growth_factor: float, backoff_factor: float, hysteresis: int, min_scale: float, max_scale: float
 ) -> None:
-    """Each comparison is written so that NaN fails."""
-    if not growth_factor > 1:
-        _fail(f"{op}: growth_factor is {growth_factor:g}, expected > 1")
-    if not backoff_factor < 1:
-        _fail(f"{op}: backoff_factor is {backoff_factor:g}, expected < 1")
+    """That factors grow and back off is for GradScaler's constructor to ask; 1, set later, freezes the scale."""
+    for name, factor in (("growth_factor", growth_factor), ("backoff_factor", backoff_factor)):
+        if factor != factor:
+            _fail(f"{op}: {name} is nan, expected a number")
     if hysteresis < 0:
         _fail(f"{op}: hysteresis is {hysteresis}, expected >= 0")
     if not 0 <= min_scale <= max_scale:

@@ -1,12 +1,12 @@
 """Sums of gradients over several backward passes, in float32."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from .. import backends, checks
+from .. import checks
+from ..optim.devices import by_device, call_each
 
 
 class GradAccumulator:
@@ -53,7 +53,7 @@ class GradAccumulator:
             for p in self.params
         ]
         self._touched = [False] * len(self.params)
-        self._factors: dict[tuple[float, torch.device], Tensor] = {}
+        self._grad_dtypes: dict[int, torch.dtype | None] = {}  # what they were before install()
 
     @torch.no_grad()
     def accumulate(self, inv_scale: Tensor | float | None = None) -> None:
@@ -66,70 +66,65 @@ class GradAccumulator:
             RuntimeError: a gradient is no dense tensor of the parameter's shape; the sums are installed. No
                 sum has been written then.
         """
-        by_device: dict[torch.device, list[int]] = defaultdict(list)
-        for i, p in enumerate(self.params):
-            if p.grad is None:
-                continue
-            if p.grad is self.grads[i]:
-                raise RuntimeError("GradAccumulator.accumulate: the sums are installed; call zero() first")
-            if p.grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"GradAccumulator.accumulate: the gradient of params[{i}] is sparse, expected a dense one"
-                )
-            by_device[p.device].append(i)
-        calls = [(device, *self._lists(indices)) for device, indices in by_device.items()]
-        factors = {device: self._factor(inv_scale, device) for device in by_device}
-        if len(calls) > 1:  # all checks before the first of several calls writes
-            for device, sums, grads in calls:
-                backends.check("accumulate_", sums, grads, inv_scale=factors[device])
-        for device, sums, grads in calls:
-            torch.ops.onepass.accumulate_(sums, grads, inv_scale=factors[device])
-            torch.autograd.graph.increment_version(sums)
-        for i in (i for indices in by_device.values() for i in indices):
+        taken = [i for i, p in enumerate(self.params) if p.grad is not None]
+        for i in taken:
+            self._check_gradient(i)
+        sums = by_device([self.grads[i] for i in taken])
+        grads = by_device([self.params[i].grad for i in taken])  # type: ignore[misc]
+        calls = [(total, grads.get(device, [])) for device, total in sums.items()]
+        factors = [_factor(inv_scale, device) for device in sums]
+        call_each("accumulate_", calls, inv_scale=factors)
+        for i in taken:
             self.params[i].grad = None
             self._touched[i] = True
+        if taken:
+            torch.autograd.graph.increment_version([self.grads[i] for i in taken])
+
+    def _check_gradient(self, i: int) -> None:
+        grad = self.params[i].grad
+        if grad is self.grads[i]:
+            raise RuntimeError("GradAccumulator.accumulate: the sums are installed; call zero() first")
+        if grad is not None and grad.layout != torch.strided:
+            raise RuntimeError(
+                f"GradAccumulator.accumulate: the gradient of params[{i}] is sparse, expected a dense one"
+            )
 
     def install(self) -> None:
         """p.grad is the sum itself for each parameter that had a gradient, and None for the others.
 
-        Of a half parameter, p.grad_dtype is float32 from now on until zero(): torch's leave to have such a
-        gradient.
+        Of a half parameter, p.grad_dtype is float32 from now on until zero(), which sets it back: torch's
+        leave to have such a gradient.
         """
-        for p, total, touched in zip(self.params, self.grads, self._touched, strict=True):
+        for i, (p, total) in enumerate(zip(self.params, self.grads, strict=True)):
             if p.grad is total:
                 continue
             p.grad = None
-            if touched:
-                if p.dtype != total.dtype:
-                    p.grad_dtype = total.dtype
-                p.grad = total
+            if not self._touched[i]:
+                continue
+            if p.dtype != total.dtype:
+                self._grad_dtypes.setdefault(i, p.grad_dtype)
+                p.grad_dtype = total.dtype
+            p.grad = total
 
     @torch.no_grad()
     def zero(self) -> None:
         """All sums are zero; where they were installed, p.grad is None. One write."""
-        for p, total in zip(self.params, self.grads, strict=True):
+        for i, (p, total) in enumerate(zip(self.params, self.grads, strict=True)):
             if p.grad is total:
                 p.grad = None
-            if p.dtype != total.dtype and p.grad is None:
-                p.grad_dtype = p.dtype
+            if i in self._grad_dtypes and p.grad is None:
+                p.grad_dtype = self._grad_dtypes.pop(i)
         if self.grads:
             torch._foreach_zero_(self.grads)
         self._touched = [False] * len(self.params)
 
-    def _lists(self, indices: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Sums and gradients of these parameters."""
-        return [self.grads[i] for i in indices], [self.params[i].grad for i in indices]  # type: ignore[misc]
 
-    def _factor(self, inv_scale: Tensor | float | None, device: torch.device) -> Tensor | None:
-        if inv_scale is None:
-            return None
-        if isinstance(inv_scale, Tensor):
-            return inv_scale.detach().to(device, torch.float32)
-        kept = self._factors.get((inv_scale, device))
-        if kept is None:
-            kept = torch.full((), inv_scale, dtype=torch.float32, device=device)
-            self._factors = {(inv_scale, device): kept}
-        return kept
+def _factor(inv_scale: Tensor | float | None, device: torch.device) -> Tensor | None:
+    if inv_scale is None:
+        return None
+    if isinstance(inv_scale, Tensor):
+        return inv_scale.detach().to(device, torch.float32)
+    return torch.full((), inv_scale, dtype=torch.float32, device=device)
 
 
 def _check(i: int, p: Tensor) -> None:

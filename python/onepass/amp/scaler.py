@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
-from .. import backends
 from ..optim import measured
 from ..optim.base import FusedOptimizer
 from ..optim.clip import is_served
+from ..optim.devices import by_device, call_each
+from ..optim.hooks import untouched
 from ..optim.phase import on_each_device
 from .overflow import Overflow, overflows
 
+MOST_FLAGS = 256  # that the CUDA kernel has room for: csrc/cuda/table.h
 _Stats = dict[torch.device, Tensor]
 
 
@@ -26,7 +28,8 @@ class GradScaler(torch.amp.GradScaler):
     gradients once for that, and for their norm where it clips (8 bytes a float32 element less than torch's
     fused optimizers), and once in its own pass. unscale_(), where it is called, unscales and measures in one
     pass (4 bytes read, 4 written); onepass.optim.clip_grad_norm_, and a step with max_grad_norm, then know
-    the norm. Any other optimizer is served as by torch, call by call; so is a step under torch.compile.
+    the norm. Any other optimizer is served as by torch, call by call; and so, in step(), is one of ours whose
+    step does not find the gradients as they are: behind a step pre-hook, overridden, or under torch.compile.
 
     What has overflowed is decided by the gradients themselves, never by their norm: 1e25 is finite.
 
@@ -81,15 +84,23 @@ class GradScaler(torch.amp.GradScaler):
         """optimizer.step(*args, **kwargs), or nothing where a gradient is inf or NaN. torch's, otherwise."""
         if not self._enabled:
             return super().step(optimizer, *args, **kwargs)
-        stepped = self._per_optimizer_states[id(optimizer)]["stage"] is OptState.STEPPED
-        compiled = hasattr(optimizer.step, "_torchdynamo_orig_callable")  # what it finds stays in its graph
-        torchs = compiled or stepped or "closure" in kwargs
-        if isinstance(optimizer, FusedOptimizer) and not torchs:
+        if (
+            isinstance(optimizer, FusedOptimizer)
+            and "closure" not in kwargs
+            and self._leaves_it_to(optimizer)
+        ):
             result = self._step_ours(optimizer, *args, **kwargs)
         else:
             result = super().step(optimizer, *args, **kwargs)
         self._note(optimizer)
         return result
+
+    def _leaves_it_to(self, optimizer: FusedOptimizer) -> bool:
+        """torch looks at the gradients before the step: so may the step itself, where it finds them as they
+        are now. Behind unscale_() it is known what they hold."""
+        self._check_scale_growth_tracker("step")  # before there is anything about this optimizer
+        stage = self._per_optimizer_states[id(optimizer)]["stage"]
+        return stage is OptState.UNSCALED or (stage is OptState.READY and untouched(optimizer))
 
     def _step_ours(self, optimizer: FusedOptimizer, *args: Any, **kwargs: Any) -> float | None:
         """Behind unscale_() the optimizer is told what that has found; else it finds out by itself. As torch
@@ -97,16 +108,19 @@ class GradScaler(torch.amp.GradScaler):
         scale, _ = self._check_scale_growth_tracker("step")
         state = self._per_optimizer_states[id(optimizer)]
         given, found_inf = getattr(optimizer, "grad_scale", None), None
-        if state["stage"] is OptState.UNSCALED:
+        ready = state["stage"] is OptState.READY
+        if ready:
+            given = scale if given is None else scale * given
+        else:
             flags = [t.to(scale.device) for t in state["found_inf_per_device"].values()]
             found_inf = sum(flags[1:], flags[0]) if flags else None
-        else:
-            given = scale if given is None else scale * given
+        some = _has_gradients(optimizer)  # before the step, which may let them go
         with optimizer.handed(given, found_inf):
             result = optimizer.step(*args, **kwargs)
-        any_gradient = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-        if state["stage"] is OptState.READY and any_gradient:
+        if ready and (some or _has_gradients(optimizer)):
             state["found_inf_per_device"] = _flags(optimizer._stats)
+            if not optimizer._stats:  # what was put before the step has not called it
+                self._check_inf_per_device(optimizer)
         state["stage"] = OptState.STEPPED
         return result
 
@@ -127,15 +141,9 @@ class GradScaler(torch.amp.GradScaler):
         if any(g.dtype == torch.float16 for g in grads):
             raise ValueError("Attempting to unscale FP16 gradients.")
         scale, _ = self._check_scale_growth_tracker("unscale_")
-        by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
-        for g in grads:
-            by_device[g.device].append(g)
-        if len(by_device) > 1:  # before the first of several calls writes
-            for here in by_device.values():
-                backends.check("unscale_", here, scale.to(here[0].device))
-        found = {
-            device: torch.ops.onepass.unscale_(here, scale.to(device)) for device, here in by_device.items()
-        }
+        groups = by_device(grads)
+        calls = [(here, scale.to(device)) for device, here in groups.items()]
+        found = dict(zip(groups, call_each("unscale_", calls), strict=True))
         if grads:
             torch.autograd.graph.increment_version(grads)
             measured.remember(grads, on_each_device([*found.values()]))
@@ -158,6 +166,8 @@ class GradScaler(torch.amp.GradScaler):
         ]
         if not found:
             raise AssertionError("No inf checks were recorded prior to update.")
+        if len(found) > MOST_FLAGS:
+            found = [torch.stack(found).amax()]
         torch.ops.onepass.update_scale_(
             scale,
             tracker,
@@ -176,7 +186,14 @@ class GradScaler(torch.amp.GradScaler):
 
     def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
         super()._lazy_init_scale_growth_tracker(dev)
-        self._skipped = torch.tensor(self._init_skipped, dtype=torch.int64, device=dev)
+        self._skipped = torch.zeros(2, dtype=torch.int64, device=dev)
+        self._fill_skipped()
+
+    def _fill_skipped(self) -> None:
+        """By kernels: a tensor made on the host would be waited for on its way."""
+        assert self._skipped is not None
+        for counter, value in zip(self._skipped, self._init_skipped, strict=True):
+            counter.fill_(value)
 
     # --- what happened ----------------------------------------------------------------------------------
     @property
@@ -243,13 +260,17 @@ class GradScaler(torch.amp.GradScaler):
         if "_skipped" in state_dict:
             self._init_skipped = [*state_dict["_skipped"]]
             if self._skipped is not None:
-                self._skipped.copy_(torch.tensor(self._init_skipped))
+                self._fill_skipped()
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self._skipped is not None:
             state["_init_skipped"] = self._skipped.tolist()
         return {**state, "_skipped": None, "_stepped": [], "_found": []}
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _flags(stats: _Stats) -> _Stats:

@@ -216,7 +216,8 @@ class FusedOptimizer(States):
 
         others: groups that torch's own code will step; of their gradients, only whether they are finite.
         """
-        known = None if grad_scale is not None or others else measured.recall(self._gradients)
+        unasked = grad_scale is not None or bool(others) or torch.compiler.is_compiling()
+        known = None if unasked else measured.recall(self._gradients)
         if known is not None:
             return known
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)

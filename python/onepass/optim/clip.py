@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import checks
 from . import measured
+from .devices import by_device, call_each
 from .phase import on_each_device
 
 
@@ -21,7 +22,7 @@ def clip_grad_norm_(
     foreach: bool | None = None,
 ) -> Tensor:
     """torch.nn.utils.clip_grad_norm_ in one read, and one more pass only where there is something to clip.
-    Behind GradScaler.unscale_ (onepass.amp) without that read: the norm is known.
+    Behind GradScaler.unscale_ (onepass.amp) without that read, where the norm is known: optim/measured.py.
 
     Args: torch's. `foreach` is accepted and changes nothing.
 
@@ -44,12 +45,10 @@ def clip_grad_norm_(
         # A generator again: torch warns of one that is empty.
         given = (p for p in listed) if isinstance(parameters, GeneratorType) else listed
         return torch.nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite, foreach)
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for g in grads:
-        by_device.setdefault(g.device, []).append(g)
+    groups = by_device(grads)
     stats = measured.recall(grads)
     if stats is None:
-        stats = on_each_device([torch.ops.onepass.grad_stats(here) for here in by_device.values()])
+        stats = on_each_device(call_each("grad_stats", [(here,) for here in groups.values()]))
     norm = stats[grads[0].device][0]
     if error_if_nonfinite and not norm.isfinite():
         raise RuntimeError(
@@ -57,9 +56,8 @@ def clip_grad_norm_(
             "it cannot be clipped. To disable this error and scale the gradients by the non-finite norm "
             "anyway, set `error_if_nonfinite=False`"
         )
-    for device, here in by_device.items():
-        torch.ops.onepass.clip_grads_(here, stats[device], max_norm)
-        torch.autograd.graph.increment_version(here)
+    call_each("clip_grads_", [(here, stats[device], max_norm) for device, here in groups.items()])
+    torch.autograd.graph.increment_version(grads)
     return norm.to(torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32)
 
 

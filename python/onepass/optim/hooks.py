@@ -42,4 +42,17 @@ def hooked(step: Callable) -> Callable:
         return served["differentiable" in args[0].defaults](*args, **kwargs)
 
     step_or_hook.hooked = True  # type: ignore[attr-defined]  # torch need not put its own around
+    step_or_hook.is_ours = True  # type: ignore[attr-defined]  # and a subclass has not put its own in its place
     return step_or_hook
+
+
+def untouched(optimizer: Any) -> bool:
+    """Does our step, called now, find the gradients as they are now? Not behind somebody's hook, not where a
+    subclass has another in its place, and not where it is compiled, or is being so."""
+    return not (
+        optimizer._optimizer_step_pre_hooks
+        or _global_optimizer_pre_hooks
+        or not getattr(type(optimizer).step, "is_ours", False)
+        or hasattr(optimizer.step, "_torchdynamo_orig_callable")
+        or torch.compiler.is_compiling()
+    )

@@ -2,7 +2,8 @@
 
 GradScaler.unscale_ learns it while it unscales. clip_grad_norm_, and a step that clips, then need not read
 the gradients again, as long as they are the same: the same tensors, at the same addresses, in the same
-version. A write behind autograd's back (through `.data`) is not seen, neither here nor by autograd.
+version. A write behind autograd's back (through `.data`, or by a kernel that bumps no version) is not seen,
+neither here nor by autograd. Collectives are such kernels: among several processes nothing is remembered.
 """
 
 import weakref
@@ -36,6 +37,9 @@ _all: deque[_Measured] = deque(maxlen=16)  # one for each optimizer since the la
 
 def remember(grads: Sequence[Tensor], stats: Stats) -> None:
     """stats are those of these gradients as they are now."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if torch.distributed.get_world_size() > 1:
+            return
     _all.append(_Measured(grads, stats))
 
 
@@ -46,6 +50,8 @@ def recall(grads: Sequence[Tensor] | Callable[[], Sequence[Tensor]]) -> Stats | 
         return None
     parts: list[_Measured] = []
     left = list(grads() if callable(grads) else grads)
+    if len({id(g) for g in left}) < len(left):  # one that is listed twice counts twice
+        return None
     for measured in reversed(_all):
         others = [g for g in left if not measured.has(g)]
         if len(left) - len(others) == len(measured) > 0:
@@ -53,7 +59,8 @@ def recall(grads: Sequence[Tensor] | Callable[[], Sequence[Tensor]]) -> Stats | 
             left = others
     if left or not parts:
         return None
-    return parts[0].stats if len(parts) == 1 else on_each_device([_any(part.stats) for part in parts])
+    devices = dict.fromkeys(device for part in parts for device in part.stats)
+    return on_each_device([_any(part.stats) for part in parts], devices)
 
 
 def forget() -> None:

@@ -1,6 +1,6 @@
 """What an optimizer does in a step beside its rule: clipping, L1, the average of weights, the gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -77,12 +77,16 @@ def refuse(name: str, why: str) -> None:
     )
 
 
-def on_each_device(parts: list[torch.Tensor]) -> dict[torch.device, torch.Tensor]:
-    """The stats of all gradients, [norm, found inf or NaN], from those of several calls, by device."""
-    if len(parts) == 1:
+def on_each_device(
+    parts: list[torch.Tensor], devices: Iterable[torch.device] | None = None
+) -> dict[torch.device, torch.Tensor]:
+    """The stats of all gradients, [norm, found inf or NaN], from those of several calls, by device. devices:
+    where they are wanted, if not on those of the parts."""
+    wanted = dict.fromkeys(devices if devices is not None else (part.device for part in parts))
+    if len(parts) == 1 and [*wanted] == [parts[0].device]:
         return {parts[0].device: parts[0]}
     stats = {}
-    for device in dict.fromkeys(part.device for part in parts):
+    for device in wanted:
         wait = device.type == "cpu"  # torch does not: what is copied to the host would be read too early
         here = torch.stack([part.to(device, non_blocking=not wait) for part in parts])
         stats[device] = torch.stack([here[:, 0].square().sum().sqrt(), here[:, 1].amax()])

@@ -23,12 +23,12 @@ def update_scale_(
         overflow = overflow | (found_inf.reshape(()) != 0)
     in_a_row = torch.where(overflow, skipped[1] + 1, 0)
     tracker = torch.where(overflow, 0, growth_tracker + 1)
-    grow = tracker == growth_interval
+    grow = ~overflow & (tracker == growth_interval)
 
-    factor = torch.where(grow, growth_factor, 1.0).double()
-    factor = torch.where(in_a_row > hysteresis, backoff_factor, factor)
-    following = (scale.double() * factor).float().clamp(min_scale, max_scale)
-    moves = (grow | (in_a_row > hysteresis)) & (scale.double() * factor).float().isfinite()
-    scale.copy_(torch.where(moves, following, scale))
+    one = torch.ones((), dtype=torch.float64, device=scale.device)  # factors stay float64 beside it
+    factor = torch.where(grow, growth_factor, torch.where(in_a_row > hysteresis, backoff_factor, one))
+    following = (scale.double() * factor).float()
+    moves = (grow | (in_a_row > hysteresis)) & following.isfinite()
+    scale.copy_(torch.where(moves, following.clamp(min_scale, max_scale), scale))
     growth_tracker.copy_(torch.where(grow, 0, tracker))
     skipped.copy_(torch.stack([skipped[0] + overflow, in_a_row]))
