@@ -3,12 +3,14 @@ torch's scaler, whose check of the gradients comes before all of it."""
 
 import copy
 import math
+from pathlib import Path
 
 import onepass
 import pytest
 import torch
 from amp_helpers import BAD, OURS, TORCH, adamw, begin, iterate, parameters, scaler_of
 from onepass import use_backend
+from onepass.amp.scaler import MOST_FLAGS
 from onepass.optim import clip_grad_norm_, measured
 from optim_helpers import each_backend, frozen, params_of
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -177,6 +179,11 @@ def test_a_scale_that_is_frozen_by_factors_of_one(kind, bad):
         for t in range(4):
             iterate(each, optimizer, bad=bad, t=t)
         assert each.get_scale() == 1024.0
+
+
+def test_room_for_flags_is_the_kernels():
+    header = (Path(__file__).parent.parent / "csrc/cuda/table.h").read_text()
+    assert f"kMostFlags = {MOST_FLAGS};" in header
 
 
 def test_more_optimizers_than_a_kernel_has_room_for_flags():

@@ -91,6 +91,12 @@ def test_sums_of_gradients(variant: Variant, dtype: torch.dtype):
     assert all(moved)
 
 
+def test_the_first_scale_waits_for_nothing():
+    loss, scaler = torch.ones((), device=DEVICE), scaler_of()
+    with no_sync():
+        scaler.scale(loss)
+
+
 def test_the_last_overflow_is_named():
     optimizer, scaler = KINDS["adamw"].make(parameters()), scaler_of()
     begin(scaler, optimizer, 0)

@@ -170,7 +170,7 @@ def check_elements(op: str, name: str, t: Tensor, dtype: torch.dtype, numel: int
 def check_scale_rule(
     op: str, growth_factor: float, backoff_factor: float, hysteresis: int, min_scale: float, max_scale: float
 ) -> None:
-    """That factors grow and back off is for GradScaler's constructor to ask; 1, set later, freezes the scale."""
+    """That factors grow and back off is for GradScaler's constructor to ask; 1, set later, freezes it."""
     for name, factor in (("growth_factor", growth_factor), ("backoff_factor", backoff_factor)):
         if factor != factor:
             _fail(f"{op}: {name} is nan, expected a number")

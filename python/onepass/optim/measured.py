@@ -37,10 +37,9 @@ _all: deque[_Measured] = deque(maxlen=16)  # one for each optimizer since the la
 
 def remember(grads: Sequence[Tensor], stats: Stats) -> None:
     """stats are those of these gradients as they are now."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() > 1:
-            return
-    _all.append(_Measured(grads, stats))
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_world_size() == 1:
+        _all.append(_Measured(grads, stats))
 
 
 def recall(grads: Sequence[Tensor] | Callable[[], Sequence[Tensor]]) -> Stats | None:
