@@ -40,8 +40,13 @@ if sysconfig.get_platform().endswith("x86_64"):
     ]
 
 # Compiled once for each of ISAS, with flags of their own.
-KERNELS = {"csrc/cpu/optim.cpp": [], "csrc/cpu/as_torch.cpp": ["-ffp-contract=off"]}
-HOST = ["csrc/module.cpp", "csrc/walk.cpp", "csrc/bind.cpp", "csrc/cpu/launch.cpp", "csrc/cpu/isa.cpp"]
+KERNELS: dict[str, list[str]] = {
+    "csrc/cpu/optim.cpp": [],
+    "csrc/cpu/as_torch.cpp": ["-ffp-contract=off"],
+    "csrc/cpu/norm.cpp": ["-Wno-maybe-uninitialized"],  # of which gcc 12 suspects its own intrinsics
+}
+HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind", "bind_norm")]
+HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "isa")]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
 CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]

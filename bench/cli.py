@@ -11,10 +11,11 @@ from .files import why_not_writable
 from .venues import why_not
 
 # area: (module of this package, one line of doc). The module has add_arguments(parser) and
-# sweep(args, progress), which yields blocks.
+# sweep(args, progress), which yields blocks; and show(block), where its blocks have a form of their own.
 AREAS = {
     "optim": ("optim", "optimizer steps against torch's own"),
     "amp": ("amp", "steps under a GradScaler, and sums of gradients, against torch's"),
+    "norm": ("norm", "batch normalization, its residual and activation, against torch's"),
 }
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -111,15 +112,16 @@ def _run(args: argparse.Namespace) -> int:
     from . import report  # needs rich, which is an extra: only once we know it is there
     from .rows import append_rows
 
-    module, _ = AREAS[args.area]
+    module = importlib.import_module(f".{AREAS[args.area][0]}", __package__)
+    show = getattr(module, "show", report.show)
     rows = []
-    for block in importlib.import_module(f".{module}", __package__).sweep(args, report.progress):
-        report.show(block)
+    for block in module.sweep(args, report.progress):
+        show(block)
         rows += block.rows
         if args.json and block.rows:  # block by block: what is measured is not lost to a later failure
             append_rows(args.json, block.rows)
     if args.plot and rows:
-        from . import plot
+        from . import norm_plot, plot
 
-        plot.save(args.plot, rows)
+        (norm_plot if args.area == "norm" else plot).save(args.plot, rows)
     return 0 if rows else 1

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/launch.h"
+#include "cpu/norm_launch.h"
 #include "walk.h"
 
 namespace onepass {
@@ -58,6 +59,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("columns", [](const std::string& op) { return optim_spec(op).columns; });
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
+  m.def("two_read_probe", [](uintptr_t a, uintptr_t b, uintptr_t to, int64_t numel) {
+    py::gil_scoped_release unlocked;
+    two_read_probe(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b),
+                   reinterpret_cast<float*>(to), numel);
+  });
   m.def(
       "use_cuda_driver",
       [](uintptr_t driver) { use_cuda_driver(*reinterpret_cast<const CudaDriver*>(driver)); },

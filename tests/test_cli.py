@@ -151,6 +151,18 @@ def test_demo_under_autocast(amp: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "demo.png").stat().st_size > 20_000
 
 
+def test_demo_with_fused_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same function, rounded otherwise: losses part slowly."""
+    assert main(["demo", "--fused-bn", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert "batch norm fused" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "demo.json").read_text())
+    first, *others = saved["runs"]
+    assert saved["settings"]["fused_bn"] is True
+    assert 0 < others[-1]["largest_loss_difference"] < 0.05
+    assert others[-1]["losses"][0] != first["losses"][0] or others[-1]["losses"][-1] != first["losses"][-1]
+    assert all(run["pass_ms_median"] > 0 for run in saved["runs"])
+
+
 def test_the_picture_shows_the_scale_and_skipped_steps():
     need("matplotlib")
     from onepass.demo import picture

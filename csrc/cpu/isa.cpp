@@ -8,21 +8,39 @@
 namespace onepass {
 
 // ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
-#define ISA(name, opt_in)           \
-  namespace name {                  \
-  extern const KernelTable kernels; \
+#define ISA(name, opt_in)                \
+  namespace name {                       \
+  extern const KernelTable kernels;      \
+  extern const NormKernels norm_kernels; \
   }
 ONEPASS_ISAS
 #undef ISA
 
 const std::vector<Isa>& built_isas() {
-#define ISA(name, opt_in) {#name, &name::kernels, opt_in},
+#define ISA(name, opt_in) {#name, &name::kernels, &name::norm_kernels, opt_in},
   static const std::vector<Isa> isas = {ONEPASS_ISAS};
 #undef ISA
   return isas;
 }
 
 // Kernels that do nothing: what is left of a step is the host's part of it. Not among built_isas().
+static const NormKernels& idle_norm() {
+  static const NormKernels kernels = [] {
+    NormKernels table{};
+    for (auto& moments : table.moments)
+      moments = [](const NormCall&, NormBlock, double*, double*, double*) {};
+    for (int act = 0; act < kActivations; ++act)
+      for (int t = 0; t < kDTypes; ++t) {
+        table.apply[act][t] =
+            table.grad_apply[act][t] = [](const NormCall&, const void*, int64_t, int64_t) {};
+        table.grad_sums[act][t] = [](const NormCall&, const void*, NormBlock, double*, double*, double*) {};
+      }
+    table.read_probe = [](const float*, const float*, int64_t) { return 0.0f; };
+    table.copy_probe = [](const float*, const float*, float*, int64_t, bool) {};
+    return table;
+  }();
+  return kernels;
+}
 static const Isa& idle() {
   static const KernelTable kernels = [] {
     KernelTable table{};
@@ -35,7 +53,7 @@ static const Isa& idle() {
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();
-  static const Isa isa{"idle", &kernels, true};
+  static const Isa isa{"idle", &kernels, &idle_norm(), true};
   return isa;
 }
 

@@ -9,6 +9,7 @@
 #include "../common/optim_spec.h"
 #include "../common/plan.h"
 #include "../rules/stats.h"
+#include "norm_kernels.h"
 
 #ifndef ONEPASS_ISA  // the namespace of the file being compiled; set per build by setup.py
 #define ONEPASS_ISA baseline
@@ -51,6 +52,7 @@ constexpr unsigned compiled_features() {
 struct Isa {
   const char* name;
   const KernelTable* kernels;
+  const NormKernels* norm;
   bool opt_in;  // runs only when asked for
 };
 

@@ -1,32 +1,18 @@
 #include "launch.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include "../common/optim_args.h"
 #include "../rules/step.h"
+#include "parallel.h"
 
 namespace onepass {
-
-// Below this many elements a thread's start costs more than its share of the work.
-constexpr int64_t kElementsPerThread = 16384;
 
 // Elements whose squares are summed by one thread, whatever their number: the sums are the same then.
 constexpr int64_t kElementsPerSum = 524'288;
 
-// Calls body(k) for k in [0, pieces), side by side where there are several.
-template <class Body>
-static void in_parallel(int64_t pieces, const Body& body) {
-  if (pieces == 1) return body(0);
-  torch::stable::parallel_for(0, pieces, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) body(k);
-  });
-}
-
 // Calls body(from, to) for as many equal pieces of a launch as there are threads worth starting.
 template <class Body>
 static void in_pieces(const Launch& launch, const Body& body) {
-  const int64_t wanted = launch.numel() / kElementsPerThread + 1;
-  const int64_t pieces = wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
+  const int64_t pieces = pieces_of(launch.numel());
   in_parallel(pieces,
               [&](int64_t k) { body(cut(launch.begin, pieces, k), cut(launch.begin, pieces, k + 1)); });
 }

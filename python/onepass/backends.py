@@ -67,6 +67,15 @@ def _fake(op: Op) -> Callable:
     return run
 
 
+def _recorded(path: str) -> Callable:
+    """The function of onepass.autograd; its module needs the ops, and is imported by the first call."""
+
+    def run(*args, **kwargs):
+        return target(path)(*args, **kwargs)
+
+    return run
+
+
 def check(name: str, *args: Any, **kwargs: Any) -> None:
     """Raises what a call of this op with these arguments would raise, without making it."""
     op = BY_NAME[name]
@@ -84,6 +93,8 @@ def _register() -> torch.library.Library:
             if op.triton and _has_triton() and without_cuda is not None:
                 library.impl(name, _checked(op, op.triton), "CUDA")
             torch.library.register_fake(f"onepass::{name}", _fake(op), lib=library)
+        if op.autograd:
+            library.impl(op.name, _recorded(op.autograd), "Autograd")
     return library
 
 
@@ -203,6 +214,13 @@ def rmw_probe(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:
     """The benchmarks' yardstick: one pass over four float32 arrays of one size, which reads all and writes
     p, m and v, with next to no arithmetic, on torch's threads. Needs the compiled part."""
     _C.rmw_probe(*(t.data_ptr() for t in (p, g, m, v)), p.numel())
+
+
+def two_read_probe(inputs: list[Tensor], output: Tensor) -> None:
+    """Reads one or two tensors, and once more while it writes the output: the least that a normalization
+    whose input fits no cache can do. All of them contiguous and of a size; their values mean nothing here."""
+    a, b = inputs[0].data_ptr(), inputs[1].data_ptr() if len(inputs) > 1 else 0
+    _C.two_read_probe(a, b, output.data_ptr(), output.numel() * output.itemsize // 4)
 
 
 def isas() -> list[str]:

@@ -8,6 +8,43 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .norm_checks import (
+    batch_norm_apply,
+    batch_norm_bwd,
+    batch_norm_bwd_apply,
+    batch_norm_bwd_stats,
+    batch_norm_eval,
+    batch_norm_fwd,
+    batch_norm_stats,
+    new_backward,
+    new_backward_sums,
+    new_forward,
+    new_input_grads,
+    new_moments,
+)
+
+__all__ = [
+    "accumulate",
+    "batch_norm_apply",
+    "batch_norm_bwd",
+    "batch_norm_bwd_apply",
+    "batch_norm_bwd_stats",
+    "batch_norm_eval",
+    "batch_norm_fwd",
+    "batch_norm_stats",
+    "clip_grads",
+    "grad_stats",
+    "new_backward",
+    "new_backward_sums",
+    "new_forward",
+    "new_input_grads",
+    "new_moments",
+    "new_stats",
+    "nothing",
+    "optimizer",
+    "unscale",
+    "update_scale",
+]
 
 
 def optimizer(op, params: list[Tensor], grads: list[Tensor], *rest, values: bool, **keywords) -> None:

@@ -52,6 +52,9 @@ class Op:
     required: int = 0  # how many of them are always kept
     single: bool = False  # for float32 parameters alone
     counts: str = "always"  # steps; or "never", or "maybe": where a call has step counters
+    autograd: str | None = (
+        None  # module:function that records it for autograd, None: it is not differentiable
+    )
 
     def bytes_moved(self, optional: int = 0, ema: bool = False, grads_written: bool = False) -> int:
         """By a float32 call that keeps so many optional states and an average of weights, each read and
@@ -113,6 +116,96 @@ _ADAM: dict[str, Any] = {
     "required": 2,
     "bytes_per_element": 28,
 }
+
+# --- normalizations ---------------------------------------------------------------------------------------
+# stats: [3, channels], float32 (float64 for float64 input): mean, what rounding cut off of it, 1 /
+# sqrt(variance + eps). mask: a bit an element in the order of memory, where the activation lets gradients
+# pass; empty where that is told from the input. moments: [processes, 3 * channels + 1]: mean, what rounding
+# cut off of it, the sum of squared deviations, and the count. sums: [2 * channels + 1]: of g, of g * (input
+# - mean), and the count, where g is the gradient of what the activation is given.
+_ACTIVATION = "str? act=None, float negative_slope=0.01"
+_FORWARD = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias"
+_RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked"
+_TRAINED = f"float? momentum=0.1, float eps=1e-05, {_ACTIVATION}, bool saving=True"
+_FORWARD_RESULTS = "(Tensor output, Tensor stats, Tensor mask)"
+_BACKWARD = f"Tensor grad_output, {_FORWARD}, Tensor stats, Tensor mask"
+_INPUT_GRADS = "Tensor grad_input, Tensor grad_residual"
+_AFFINE_GRADS = "Tensor grad_weight, Tensor grad_bias"
+
+
+def _norm(
+    name: str, schema: str, doc: str, bytes_per_element: int, fake: str, autograd: str | None = None
+) -> Op:
+    return Op(
+        name=name,
+        schema=schema,
+        writing="",
+        doc=doc,
+        reference=f"onepass.reference.norm:{name}",
+        check=name,
+        bytes_per_element=bytes_per_element,
+        bench="norm",
+        triton=None,
+        fake=fake,
+        cpp=("CPU",),
+        autograd=autograd,
+    )
+
+
+_NORMS = (
+    _norm(
+        "batch_norm_fwd",
+        f"({_FORWARD}, {_RUNNING}, *, {_TRAINED}) -> {_FORWARD_RESULTS}",
+        "batch normalization by the batch's own statistics, + residual, + activation",
+        12,
+        "new_forward",
+        "onepass.autograd:batch_norm_fwd",
+    ),
+    _norm(
+        "batch_norm_bwd",
+        f"({_BACKWARD}, *, {_ACTIVATION}, bool training=True) -> ({_INPUT_GRADS}, {_AFFINE_GRADS})",
+        "gradients of batch normalization, its residual and its activation",
+        20,
+        "new_backward",
+    ),
+    _norm(
+        "batch_norm_eval",
+        f"({_FORWARD}, Tensor running_mean, Tensor running_var, *, float eps=1e-05, {_ACTIVATION}, "
+        f"bool saving=True) -> {_FORWARD_RESULTS}",
+        "batch normalization by given statistics, + residual, + activation",
+        8,
+        "new_forward",
+        "onepass.autograd:batch_norm_eval",
+    ),
+    _norm(
+        "batch_norm_stats",
+        "(Tensor input) -> (Tensor moments)",
+        "moments of each channel, for several processes to share",
+        4,
+        "new_moments",
+    ),
+    _norm(
+        "batch_norm_apply",
+        f"({_FORWARD}, Tensor moments, {_RUNNING}, *, {_TRAINED}) -> {_FORWARD_RESULTS}",
+        "batch normalization by the moments of all processes, + residual, + activation",
+        8,
+        "new_forward",
+    ),
+    _norm(
+        "batch_norm_bwd_stats",
+        f"({_BACKWARD}, *, {_ACTIVATION}) -> (Tensor sums, {_AFFINE_GRADS})",
+        "sums of gradients of each channel, for several processes to share",
+        8,
+        "new_backward_sums",
+    ),
+    _norm(
+        "batch_norm_bwd_apply",
+        f"({_BACKWARD}, Tensor sums, *, {_ACTIVATION}) -> ({_INPUT_GRADS})",
+        "gradient of the input by the sums of all processes",
+        12,
+        "new_input_grads",
+    ),
+)
 
 OPS = (
     _optimizer("adam_", "Adam step; AMSGrad given max_exp_avg_sqs", **_ADAM),
@@ -224,5 +317,6 @@ OPS = (
         bench="amp",
         triton="onepass.kernels.amp:update_scale_",
     ),
+    *_NORMS,
 )
 BY_NAME = {op.name: op for op in OPS}

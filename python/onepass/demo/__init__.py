@@ -26,6 +26,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("fp16", "bf16"),
         help="forward passes under autocast; fp16 with a loss scale, each run under its own library's scaler",
     )
+    parser.add_argument(
+        "--fused-bn",
+        action="store_true",
+        help="onepass' run trains onepass.nn.fuse(model): batch norm, shortcut and ReLU in one op",
+    )
     args = parser.parse_args(argv)
     if args.epochs is None:
         args.epochs = 4 if args.amp == "fp16" else 15
@@ -42,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     digits = data.load()
-    settings = train.Settings(seed=args.seed, epochs=args.epochs, threads=args.threads, amp=args.amp)
+    settings = train.Settings(
+        seed=args.seed, epochs=args.epochs, threads=args.threads, amp=args.amp, fused_bn=args.fused_bn
+    )
     begun = time.perf_counter()
     with report.bar(settings.epochs * data.steps_per_epoch(digits, settings.batch)) as tick:
         learners = train.train(digits, settings, train.RUNS, tick)

@@ -58,21 +58,32 @@ def _summary(learner: Learner, base: Learner) -> dict[str, Any]:
         "largest_loss_difference": max(abs(a - b) for a, b in zip(learner.losses, base.losses, strict=True)),
         "step_ms_median": median,
         "times_faster": base_median / median,
+        "pass_ms_median": statistics.median(learner.pass_ms),
         "skipped_steps": learner.skipped,
         "scales": learner.scales,
         "accuracies_percent": learner.accuracies,
         "losses": learner.losses,
         "step_ms": learner.step_ms,
+        "pass_ms": learner.pass_ms,
     }
 
 
 def show(summary: dict[str, Any]) -> None:
     runs, settings, machine = summary["runs"], summary["settings"], summary["machine"]
     under = f", {settings['amp']} autocast" if settings["amp"] else ""
-    table = Table(title=f"AdamW on handwritten digits{under}", title_justify="left", title_style="bold")
+    fused = ", batch norm fused in onepass'" if settings["fused_bn"] else ""
+    table = Table(
+        title=f"AdamW on handwritten digits{under}{fused}", title_justify="left", title_style="bold"
+    )
     table.add_column("optimizer")
     scaled = settings["amp"] == "fp16"
-    columns = ("test accuracy\n%", "largest loss\ndifference", "optimizer step\nmedian, ms", "times\nfaster")
+    columns: tuple[str, ...] = (
+        "test accuracy\n%",
+        "largest loss\ndifference",
+        "optimizer step\nmedian, ms",
+        "times\nfaster",
+    )
+    columns += ("forward, backward\nmedian, ms",)
     for column in (*columns, *(("skipped\nsteps", "last\nscale") if scaled else ())):
         table.add_column(column, justify="right")
     for i, run in enumerate(runs):
@@ -82,6 +93,7 @@ def show(summary: dict[str, Any]) -> None:
             f"{run['largest_loss_difference']:.2g}" if i else "",
             f"{run['step_ms_median']:.3f}",
             f"{run['times_faster']:.2f}" if i else "",
+            f"{run['pass_ms_median']:.2f}",
             *((f"{len(run['skipped_steps'])}", f"{run['scales'][-1]:.0f}") if scaled else ()),
         )
     console = Console()

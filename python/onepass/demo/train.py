@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import amp, optim
+from .. import nn as onepass_nn
 from ..testing.threads import threads
 from . import data
 from .data import Digits
@@ -30,6 +31,7 @@ class Settings:
     lr: float = 1e-3  # the peak of a one-cycle schedule
     weight_decay: float = 0.05
     amp: str | None = None  # "fp16" or "bf16": what autocast computes in
+    fused_bn: bool = False  # in the runs of onepass
     growth_interval: int = 10  # of the loss scale, in steps; torch's 2000 are more than there are
 
     @property
@@ -44,6 +46,7 @@ class Run:
     name: str
     optimizer: Callable[[Iterable[nn.Parameter], Settings], torch.optim.Optimizer]
     scaler: type[torch.amp.GradScaler] = torch.amp.GradScaler
+    ours: bool = False
 
 
 def _torch(parameters: Iterable[nn.Parameter], s: Settings) -> torch.optim.Optimizer:
@@ -61,7 +64,7 @@ def _onepass(parameters: Iterable[nn.Parameter], s: Settings) -> torch.optim.Opt
 RUNS = (
     Run("torch AdamW", _torch),
     Run("torch AdamW fused", _torch_fused),
-    Run("onepass AdamW", _onepass, amp.GradScaler),
+    Run("onepass AdamW", _onepass, amp.GradScaler, ours=True),
 )
 
 
@@ -77,6 +80,7 @@ class Learner:
     autocast: torch.dtype | None
     losses: list[float] = field(default_factory=list)  # cross-entropy, one a step
     step_ms: list[float] = field(default_factory=list)  # milliseconds in optimizer.step(), one a step
+    pass_ms: list[float] = field(default_factory=list)  # and in forward and backward
     scale: float = 0.0  # the loss scale; 1 where there is none
     scales: list[float] = field(default_factory=list)  # what it was behind each step
     skipped: list[int] = field(default_factory=list)  # the steps that overflowed, from 1
@@ -87,10 +91,12 @@ class Learner:
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad()
+        started = time.perf_counter()
         with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
             loss = F.cross_entropy(self.model(images), labels)
         self.scaler.scale(loss).backward()
         begun = time.perf_counter()
+        self.pass_ms.append(1e3 * (begun - started))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step_ms.append(1e3 * (time.perf_counter() - begun))
@@ -113,6 +119,7 @@ class Learner:
 
 
 def _learner(run: Run, model: nn.Module, settings: Settings, steps: int) -> Learner:
+    model = onepass_nn.fuse(model) if settings.fused_bn and run.ours else model
     optimizer = run.optimizer(model.parameters(), settings)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.lr, total_steps=steps, cycle_momentum=False

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..ops import OPS
-from . import layouts
+from . import layouts, norm_cases
 from .amp_cases import ACCUMULATE, SCALE, UNSCALE, accumulate, unscale, update_scale
 from .grad_cases import CLIP, STATS, clip_grads, grad_stats
 from .optim_cases import optimizer, variant_names
@@ -212,3 +212,21 @@ CASES["accumulate_"] = tuple(
 CASES["update_scale_"] = tuple(
     Case(name, partial(update_scale, **settings), (torch.float32,)) for name, settings in SCALE.items()
 )
+
+_NORMS: dict[str, tuple[Callable[..., Call], dict[str, dict[str, Any]]]] = {
+    "batch_norm_fwd": (partial(norm_cases.forward, op="batch_norm_fwd"), norm_cases.FORWARD),
+    "batch_norm_eval": (partial(norm_cases.forward, op="batch_norm_eval"), norm_cases.EVAL),
+    "batch_norm_apply": (partial(norm_cases.forward, op="batch_norm_apply"), norm_cases.APPLY),
+    "batch_norm_stats": (norm_cases.stats, norm_cases.STATS),
+    "batch_norm_bwd": (
+        partial(norm_cases.backward, op="batch_norm_bwd"),
+        {**norm_cases.BACKWARD, **norm_cases.GIVEN},
+    ),
+    "batch_norm_bwd_stats": (partial(norm_cases.backward, op="batch_norm_bwd_stats"), norm_cases.HALVES),
+    "batch_norm_bwd_apply": (partial(norm_cases.backward, op="batch_norm_bwd_apply"), norm_cases.HALVES),
+}
+for _name, (_build, _settings) in _NORMS.items():
+    CASES[_name] = tuple(
+        Case(name, partial(_build, **settings), norm_cases.FEW.get(name, FLOATS))
+        for name, settings in _settings.items()
+    )

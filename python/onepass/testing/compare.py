@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tolerances import EXACT, FLOOR, TOLERANCES, Tolerance
+from .tolerances import CANCELS, EXACT, FLOOR, FLOOR_OF_SUMS, TOLERANCES, Tolerance
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def compare(
     """
     found = []
     for name in want:
-        floor = FLOOR * _largest(want[name])
+        floor = (FLOOR_OF_SUMS if name in CANCELS else FLOOR) * _largest(want[name])
         for place, ours, theirs, old in _leaves(name, got[name], want[name], before.get(name)):
             message = _difference(name, ours, theirs, old, floor) if name in written else _change(ours, old)
             if message:

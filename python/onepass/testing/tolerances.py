@@ -53,3 +53,9 @@ EXACT = ("steps", "scale")
 # the gradient and weight_decay * p in a state, and beta1 * exp_avg and the gradient in the update of a
 # parameter that is itself close to zero.
 FLOOR = 1e-2
+
+# What is summed over a batch, or taken from it: its terms are as large as the largest result and cancel
+# freely, so that nothing small is known better than the large.
+CANCELS = frozenset({"output", "stats", "moments", "sums", "grad_weight", "grad_bias"})
+CANCELS |= {"grad_input", "grad_residual", "running_mean", "running_var"}
+FLOOR_OF_SUMS = 4.0

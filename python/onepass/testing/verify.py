@@ -59,19 +59,26 @@ def written(op: Op, arguments: Call) -> frozenset[str]:
     """The arguments that the op writes, and its results."""
     schema = overload(op, arguments)._schema
     names = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    return frozenset(names | {"results"})
+    return frozenset(names.union(result_names(op)))
 
 
-def call(function: Callable, arguments: Call) -> dict[str, Any]:
+def result_names(op: Op) -> list[str]:
+    """The schema's names of what the op returns; a result alone may be without one."""
+    returns = getattr(torch.ops.onepass, op.name).default._schema.returns
+    return [r.name or "results" for r in returns]
+
+
+def call(op: Op, function: Callable, arguments: Call) -> dict[str, Any]:
     """Calls the function and returns its arguments as it leaves them, with its results, if any."""
     results = function(**arguments)
-    return dict(arguments) if results is None else {**arguments, "results": results}
+    names = result_names(op)
+    return {**arguments, **dict(zip(names, results if len(names) > 1 else [results], strict=False))}
 
 
 def expected(op: Op, case: Case, seed: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What the reference makes of the case; called past the dispatcher, so no backend can be in its place."""
     with threads(1):
-        return call(backends.target(op.reference), case(seed, dtype, device))
+        return call(op, backends.target(op.reference), case(seed, dtype, device))
 
 
 def verify(
@@ -93,7 +100,7 @@ def verify(
     want = expected(op, case, seed, dtype, device) if want is None else want
     with threads(1):
         before, arguments = case(seed, dtype, device), case(seed, dtype, device)
-    got = call(overload(op, arguments), arguments)
+    got = call(op, overload(op, arguments), arguments)
     with threads(1):
         found = compare(op.name, case.name, got, want, before, written(op, before))
         for ours, old in zip(margins(got), margins(before), strict=True):

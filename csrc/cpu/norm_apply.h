@@ -1,0 +1,114 @@
+// Room 2, memory on the CPU: the forward pass of a normalization whose statistics are known.
+//
+// Memory contract: x, and residual where there is one, are read once, y is written once, and a bit of the
+// mask for each element where one is kept.
+#pragma once
+#include "norm_memory.h"
+
+namespace onepass::ONEPASS_ISA {
+
+constexpr int kApplyStrands = 2;
+
+// residual: added before the activation. bits: kept of what passes it.
+template <Activation act, bool residual, bool bits, class S>
+struct Forward {
+  const S *x, *z;
+  Arithmetic<S> negative_slope;
+
+  Forward(const NormCall& call, int64_t at)
+      : x(elements<S>(call.x, at)),
+        z(elements<S>(call.residual, at)),
+        negative_slope(static_cast<Arithmetic<S>>(call.negative_slope)) {}
+
+  static constexpr bool keeps_bits = bits;
+
+  // Of the lanes i, i + 1 ...; passed: those that do, where bits are kept.
+  template <class Lanes>
+  ONEPASS_INLINE Vector<S> operator()(int64_t i, Lanes lanes, Vector<S> mean, Vector<S> scale,
+                                      Vector<S> shift, unsigned& passed) const {
+    Vector<S> v = normalise(lanes.load(x + i), mean, scale, shift);
+    if constexpr (residual) v += lanes.load(z + i);
+    if constexpr (bits) passed = lanes.fresh(bits_of<S>(passes<act>(v)));
+    return activate<act>(v, negative_slope);
+  }
+};
+
+// n elements of each of kRows runs, `apart` from each other.
+template <int kRows, class S, class Pass, class Table>
+ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t n, const Table& table,
+                               bool past, BitWriter* mask) {
+  constexpr int kVectors = kLine<S> / kLanes<S>;
+  int64_t i = 0;
+  for (; i + kLine<S> <= n; i += kLine<S>) {
+    Vector<S> mean[kVectors], scale[kVectors], shift[kVectors];
+    for (int k = 0; k < kVectors; ++k) {
+      mean[k] = table.mean(i + k * kLanes<S>, Whole<S>{});
+      scale[k] = table.scale(i + k * kLanes<S>, Whole<S>{});
+      shift[k] = table.shift(i + k * kLanes<S>, Whole<S>{});
+    }
+    for (int r = 0; r < kRows; ++r) {
+      unsigned line = 0;
+      for (int k = 0; k < kVectors; ++k) {
+        const int64_t at = r * apart + i + k * kLanes<S>;
+        unsigned passed = 0;
+        store_vector(y + at, forward(at, Whole<S>{}, mean[k], scale[k], shift[k], passed), past);
+        line |= passed << (k * kLanes<S>);
+      }
+      if constexpr (Pass::keeps_bits) mask[r].template put<kLine<S>>(line);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for_each_vector<S>(i, n, [&](int64_t k, auto lanes) ONEPASS_FLAT {
+      const int64_t at = r * apart + k;
+      unsigned passed = 0;
+      lanes.store(y + at, forward(at, lanes, table.mean(k, lanes), table.scale(k, lanes),
+                                  table.shift(k, lanes), passed));
+      if constexpr (Pass::keeps_bits) mask[r].put(passed, lanes.n);
+    });
+}
+
+template <class S, class Pass>
+void planar_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  Stage<S> y(call.y, call.past);
+  BitWriter mask;
+  if (call.mask) mask.begin(call.mask + from / 8);
+  for (int64_t at = from; at < to; at += y.kElements) {
+    const int64_t n = std::min(y.kElements, to - at);
+    for (Run run(call.shape, at, n); run.count; run.next())
+      apply_runs<1>(Pass(call, at + run.first), y.at(at) + run.first, 0, run.count,
+                    Coefficients<S, Same>(table, call.shape.channels, run.channel), false, &mask);
+    y.flush(at, n);
+  }
+}
+
+template <class S, class Pass>
+void interleaved_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  const int64_t channels = call.shape.channels;
+  const Coefficients<S, Each> coefficients(table, channels, 0);
+  const bool past = goes_past<S>(call, call.y);
+  for_each_strand<kApplyStrands>(
+      from / channels, to / channels, 8, [&](auto rows, int64_t first, int64_t count, int64_t apart) {
+        constexpr int kRows = decltype(rows)::value;
+        BitWriter mask[kRows];
+        for (int r = 0; call.mask && r < kRows; ++r)
+          mask[r].begin(call.mask + (first + r * apart) * channels / 8);
+        for (int64_t at = first * channels; at < (first + count) * channels; at += channels)
+          apply_runs<kRows>(Pass(call, at), elements<S>(call.y, at), apart * channels, channels, coefficients,
+                            past, mask);
+      });
+}
+
+template <class S, class Pass>
+void apply_pass(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  if (call.shape.channels_last) return interleaved_apply<S, Pass>(call, table, from, to);
+  planar_apply<S, Pass>(call, table, from, to);
+}
+
+template <Activation act, class S>
+void apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  if (call.mask) return apply_pass<S, Forward<act, true, true, S>>(call, table, from, to);
+  if (call.residual) return apply_pass<S, Forward<act, true, false, S>>(call, table, from, to);
+  apply_pass<S, Forward<act, false, false, S>>(call, table, from, to);
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,222 @@
+// Room 2, memory on the CPU: the gradients of a normalization.
+//
+// Memory contract. `grad_sums` reads dy and x once (and the mask, or residual for an activation that needs
+// it) and writes nothing of their size; `grad_apply` reads the same once and writes dx once, and dresidual
+// where it is wanted. With given statistics dx needs x for the activation alone.
+#pragma once
+#include "norm_memory.h"
+
+namespace onepass::ONEPASS_ISA {
+
+constexpr int64_t kGradChunk = 1024;       // elements of a channel whose gradients are summed in T
+constexpr int64_t kGradChunkPixels = 512;  // and where channels are innermost
+constexpr int kGradStrands = 2;
+
+// How a gradient is told that passes an activation: by a mask's bits, or from x, or x and residual.
+enum class By { kBits, kInput, kInputAndResidual };
+
+// The gradients of pre-activations from element `at` on.
+template <Activation act, By by, class S_>
+struct Gated {
+  using S = S_;
+  const S *dy, *x, *z;
+  const uint8_t* mask;
+  int64_t at;
+  Arithmetic<S> negative_slope;
+
+  Gated(const NormCall& call, int64_t at)
+      : dy(elements<S>(call.dy, at)),
+        x(elements<S>(call.x, at)),
+        z(elements<S>(call.residual, at)),
+        mask(call.mask),
+        at(at),
+        negative_slope(static_cast<Arithmetic<S>>(call.negative_slope)) {}
+
+  // Of the lanes i, i + 1 ...; xs: the elements of x there.
+  template <class Lanes>
+  ONEPASS_INLINE Vector<S> operator()(int64_t i, Lanes lanes, Vector<S> xs, Vector<S> mean, Vector<S> scale,
+                                      Vector<S> shift) const {
+    const Vector<S> g = lanes.load(dy + i);
+    if constexpr (act == Activation::kNone) return g;
+    if constexpr (by == By::kBits)
+      return gate<act>(g, lanes_of<S>(read_bits<kLanes<S>>(mask, at + i)), negative_slope);
+    Vector<S> v = normalise(xs, mean, scale, shift);
+    if constexpr (by == By::kInputAndResidual) v += lanes.load(z + i);
+    return activation_grad<act>(g, v, negative_slope);
+  }
+};
+
+// --- sums -------------------------------------------------------------------------------------------------
+template <class V>
+ONEPASS_INLINE void add_grad(V g, V x, V mean, V& s, V& d) {
+  s += g;
+  d = multiply_add(g, x - mean, d);
+}
+
+template <class G, class S = G::S>
+ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S, Same>& table, double& sum,
+                                 double& dot) {
+  constexpr int kSums = 4;
+  Vector<S> s[kSums] = {}, d[kSums] = {};
+  const Vector<S> mean = table.mean.value, scale = table.scale.value, shift = table.shift.value;
+  const auto add = [&](int64_t i, auto lanes, int j) ONEPASS_FLAT {
+    const Vector<S> x = lanes.load(gated.x + i, mean);
+    add_grad(lanes.fresh(gated(i, lanes, x, mean, scale, shift)), x, mean, s[j], d[j]);
+  };
+  int64_t i = 0;
+  for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
+    for (int j = 0; j < kSums; ++j) add(i + j * kLanes<S>, Whole<S>{}, j);
+  for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT { add(at, lanes, 0); });
+  sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
+  dot += sum_of<S>((d[0] + d[1]) + (d[2] + d[3]));
+}
+
+template <class G, class S = G::S>
+void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, double* sum, double* dot) {
+  const int64_t pixels = call.shape.pixels, channels = call.shape.channels;
+  for (int64_t image = block.first; image < block.last; ++image)
+    for (int64_t c = block.begin; c < block.end; ++c) {
+      const Coefficients<S, Same> here(table, channels, c);
+      for (int64_t i = 0; i < pixels; i += kGradChunk)
+        add_grad_run(G(call, (image * channels + c) * pixels + i), std::min(kGradChunk, pixels - i), here,
+                     sum[c - block.begin], dot[c - block.begin]);
+    }
+}
+
+template <int kRows, class G, class S = G::S>
+ONEPASS_INLINE void add_grad_pixels(const G gated, int64_t apart, int64_t n,
+                                    const Coefficients<S, Each>& table, Arithmetic<S>* s, Arithmetic<S>* d) {
+  for_each_vector<S>(0, n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
+    const Vector<S> mean = table.mean(i, lanes), scale = table.scale(i, lanes), shift = table.shift(i, lanes);
+    Vector<S> sum = lanes.load_wide(s + i), dot = lanes.load_wide(d + i);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = r * apart + i;
+      const Vector<S> x = lanes.load(gated.x + at, mean);
+      add_grad(lanes.fresh(gated(at, lanes, x, mean, scale, shift)), x, mean, sum, dot);
+    }
+    lanes.store_wide(s + i, sum);
+    lanes.store_wide(d + i, dot);
+  });
+}
+
+template <class G, class S = G::S>
+void interleaved_grad_sums(const NormCall& call, const void* table, NormBlock block, Arithmetic<S>* s,
+                           Arithmetic<S>* d, double* sum, double* dot) {
+  const int64_t channels = call.shape.channels;
+  const Coefficients<S, Each> coefficients(table, channels, 0);
+  for (int64_t c = 0; c < channels; ++c) s[c] = d[c] = 0;
+  for (int64_t first = block.first; first < block.last; first += kGradChunkPixels) {
+    const int64_t last = std::min(block.last, first + kGradChunkPixels);
+    for_each_strand<kGradStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
+      for (const int64_t end = p + count; p < end; ++p)
+        add_grad_pixels<decltype(rows)::value>(G(call, p * channels), apart * channels, channels,
+                                               coefficients, s, d);
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      sum[c] += s[c];
+      dot[c] += d[c];
+      s[c] = d[c] = 0;
+    }
+  }
+}
+
+template <class G, class S = G::S>
+void grad_sums_pass(const NormCall& call, const void* table, NormBlock block, double* scratch, double* sum,
+                    double* dot) {
+  using T = Arithmetic<S>;
+  for (int64_t c = 0; c < block.end - block.begin; ++c) sum[c] = dot[c] = 0;
+  if (!call.shape.channels_last) return planar_grad_sums<G>(call, table, block, sum, dot);
+  T *s = reinterpret_cast<T*>(scratch), *d = reinterpret_cast<T*>(scratch + call.shape.channels);
+  interleaved_grad_sums<G>(call, table, block, s, d, sum, dot);
+}
+
+// --- the gradient of x ------------------------------------------------------------------------------------
+// n elements of each of kRows runs, `apart` from each other. dz: the residual's, null where it is not wanted.
+// given: so were the statistics.
+template <int kRows, class G, class Table, class S = G::S>
+ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, int64_t n, const Table& table,
+                                    bool given, bool past) {
+  constexpr int kVectors = kLine<S> / kLanes<S>;
+  int64_t i = 0;
+  for (; i + kLine<S> <= n; i += kLine<S>)
+    for (int r = 0; r < kRows; ++r) {
+      Vector<S> g[kVectors];
+      for (int k = 0; k < kVectors; ++k) {
+        const int64_t c = i + k * kLanes<S>, at = r * apart + c;
+        const Whole<S> lanes;
+        const Vector<S> mean = table.mean(c, lanes), scale = table.scale(c, lanes),
+                        x = lanes.load(gated.x + at);
+        g[k] = gated(at, lanes, x, mean, scale, table.shift(c, lanes));
+        store_vector(dx + at,
+                     given
+                         ? g[k] * scale
+                         : input_grad(g[k], x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)),
+                     past);
+      }
+      for (int k = 0; dz && k < kVectors; ++k) store_vector(dz + r * apart + i + k * kLanes<S>, g[k], past);
+    }
+  for (int r = 0; r < kRows; ++r)
+    for_each_vector<S>(i, n, [&](int64_t c, auto lanes) ONEPASS_FLAT {
+      const int64_t at = r * apart + c;
+      const Vector<S> mean = table.mean(c, lanes), scale = table.scale(c, lanes),
+                      x = lanes.load(gated.x + at);
+      Vector<S> g = gated(at, lanes, x, mean, scale, table.shift(c, lanes));
+      lanes.store(
+          dx + at,
+          given ? g * scale : input_grad(g, x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)));
+      if (dz) lanes.store(dz + at, g);
+    });
+}
+
+template <class G, class S = G::S>
+void planar_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  Stage<S> dx(call.dx, call.past), dz(call.dresidual, call.past);
+  for (int64_t at = from; at < to; at += dx.kElements) {
+    const int64_t n = std::min(dx.kElements, to - at);
+    for (Run run(call.shape, at, n); run.count; run.next())
+      input_grad_runs<1>(G(call, at + run.first), dx.at(at) + run.first,
+                         call.dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
+                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, false);
+    dx.flush(at, n);
+    dz.flush(at, n);
+  }
+}
+
+template <class G, class S = G::S>
+void interleaved_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  const int64_t channels = call.shape.channels;
+  const Coefficients<S, Each> coefficients(table, channels, 0);
+  const bool past = goes_past<S>(call, call.dx) && goes_past<S>(call, call.dresidual);
+  for_each_strand<kGradStrands>(
+      from / channels, to / channels, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
+        for (const int64_t end = p + count; p < end; ++p)
+          input_grad_runs<decltype(rows)::value>(G(call, p * channels), elements<S>(call.dx, p * channels),
+                                                 elements<S>(call.dresidual, p * channels), apart * channels,
+                                                 channels, coefficients, call.given, past);
+      });
+}
+
+template <class G>
+void grad_apply_pass(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  if (call.shape.channels_last) return interleaved_grad_apply<G>(call, table, from, to);
+  planar_grad_apply<G>(call, table, from, to);
+}
+
+// --- the kernels ------------------------------------------------------------------------------------------
+template <Activation act, class S>
+void grad_sums(const NormCall& call, const void* table, NormBlock block, double* scratch, double* sum,
+               double* dot) {
+  if (call.mask) return grad_sums_pass<Gated<act, By::kBits, S>>(call, table, block, scratch, sum, dot);
+  if (call.residual)
+    return grad_sums_pass<Gated<act, By::kInputAndResidual, S>>(call, table, block, scratch, sum, dot);
+  grad_sums_pass<Gated<act, By::kInput, S>>(call, table, block, scratch, sum, dot);
+}
+
+template <Activation act, class S>
+void grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
+  if (call.mask) return grad_apply_pass<Gated<act, By::kBits, S>>(call, table, from, to);
+  if (call.residual) return grad_apply_pass<Gated<act, By::kInputAndResidual, S>>(call, table, from, to);
+  grad_apply_pass<Gated<act, By::kInput, S>>(call, table, from, to);
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,36 @@
+// The kernels of normalizations, one table an instruction set: see isa.h.
+#pragma once
+#include "../common/norm.h"
+
+namespace onepass {
+
+// What a reduction runs over: images [first, last) of channels [begin, end), or, where channels are
+// innermost, pixels [first, last) of all images in a row, and all channels.
+struct NormBlock {
+  int64_t first, last, begin, end;
+};
+
+constexpr int kActivations = 4, kDTypes = 4;  // those of DType that are served, in its order
+
+// Coefficients are arrays [.., channels] of the arithmetic type: mean, scale, shift (Normalise); for
+// grad_apply slope and constant (InputGrad) behind them.
+struct NormKernels {
+  // Mean and squared deviations of each channel of the block. scratch: 3 doubles a channel.
+  using Moments = void (*)(const NormCall&, NormBlock, double* scratch, double* mean, double* m2);
+  // Sums of g and of g * (x - mean) of each channel of the block. scratch: 2 doubles a channel.
+  using GradSums = void (*)(const NormCall&, const void* coefficients, NormBlock, double* scratch,
+                            double* sum, double* dot);
+  // Elements [from, to) in the order of memory; where there is a mask, from is a multiple of 8.
+  using Apply = void (*)(const NormCall&, const void* coefficients, int64_t from, int64_t to);
+
+  Moments moments[kDTypes];
+  Apply apply[kActivations][kDTypes];
+  GradSums grad_sums[kActivations][kDTypes];
+  Apply grad_apply[kActivations][kDTypes];
+
+  // Yardsticks: norm_probe.h.
+  float (*read_probe)(const float* a, const float* b, int64_t n);
+  void (*copy_probe)(const float* a, const float* b, float* to, int64_t n, bool past);
+};
+
+}  // namespace onepass

@@ -1,0 +1,325 @@
+#include "norm_launch.h"
+
+#include <atomic>
+#include <vector>
+
+#include "norm_channels.h"
+#include "norm_plan.h"
+#include "parallel.h"
+
+namespace onepass {
+
+// What a second pass takes at a time, the last block first: it may still be in a cache.
+constexpr int64_t kElementsPerBlock = 65'536;
+// Larger results go past the caches.
+constexpr int64_t kBytesPast = 4 << 20;
+
+static int of(Activation act) { return static_cast<int>(act); }
+static int of(DType dtype) { return static_cast<int>(dtype); }
+static const NormKernels& kernels() { return *current_isa().norm; }
+
+// --- memory of a call -------------------------------------------------------------------------------------
+// Grows to the largest call that this thread has made; the threads that help it are given parts of it.
+enum class For { kBlocks, kTable };
+template <For purpose, class T>
+static T* room(int64_t n) {
+  static thread_local std::vector<T> memory;
+  if (static_cast<int64_t>(memory.size()) < n) memory.resize(n);
+  return memory.data();
+}
+
+// Of each part of a plan: what its kernels scribble on, and two results a channel: mean and m2, or sum and
+// dot.
+struct PartRoom {
+  double* data;
+  int64_t channels;
+
+  PartRoom(const NormPlan& plan, int64_t channels)
+      : data(room<For::kBlocks, double>(plan.parts * 5 * channels)), channels(channels) {}
+  double* scratch(int64_t part, int64_t c) const { return data + part * 5 * channels + 3 * c; }
+  double* first(int64_t part, int64_t c) const { return data + (part * 5 + 3) * channels + c; }
+  double* second(int64_t part, int64_t c) const { return first(part, c) + channels; }
+};
+
+// --- passes -----------------------------------------------------------------------------------------------
+// The first: moments of a block, or its sums of gradients.
+static void measure(const NormCall& call, const NormPlan& plan, const PartRoom& room, int64_t block) {
+  const NormBlock b = plan.block(call.shape, block);
+  const int64_t part = plan.part(block);
+  kernels().moments[of(call.dtype)](call, b, room.scratch(part, b.begin), room.first(part, b.begin),
+                                    room.second(part, b.begin));
+}
+static void add_grads(const NormCall& call, const NormPlan& plan, const PartRoom& room, const void* table,
+                      int64_t block) {
+  const NormBlock b = plan.block(call.shape, block);
+  const int64_t part = plan.part(block);
+  kernels().grad_sums[of(call.act)][of(call.dtype)](call, table, b, room.scratch(part, b.begin),
+                                                    room.first(part, b.begin), room.second(part, b.begin));
+}
+
+// The moments of a channel over all parts.
+static Moments merged(const NormCall& call, const NormPlan& plan, const PartRoom& room, int64_t c) {
+  Moments all;
+  const int64_t share = call.shape.share;
+  for (int64_t part = 0; part < plan.parts; ++part)
+    for (int64_t k = c * share; k < (c + 1) * share; ++k)
+      all.merge({plan.count(call.shape, part), *room.first(part, k), *room.second(part, k)});
+  return all.finite() ? all : moments_again(call, c);
+}
+
+struct GradSums {
+  double sum = 0, dot = 0;
+};
+// The same of its gradients.
+static GradSums summed(const NormShape& shape, const NormPlan& plan, const PartRoom& room, int64_t c,
+                       const ChannelStats& stats) {
+  GradSums all;
+  const int64_t share = shape.share;
+  for (int64_t part = 0; part < plan.parts; ++part)
+    for (int64_t k = c * share; k < (c + 1) * share; ++k) {
+      all.sum += *room.first(part, k);
+      all.dot += *room.second(part, k);
+    }
+  all.dot = whole_dot(all.dot, all.sum, stats);
+  return all;
+}
+
+// body(c) for all channels that have statistics, each of which looks at so many parts.
+template <class Body>
+static void each_channel(const NormShape& shape, int64_t parts, const Body& body) {
+  const int64_t pieces = pieces_of(shape.channels * parts), norms = shape.norms();
+  in_parallel(pieces, [&](int64_t k) {
+    for (int64_t c = norms * k / pieces; c < norms * (k + 1) / pieces; ++c) body(c);
+  });
+}
+
+// The second, over elements [from, to), which are multiples of `unit`.
+static void backwards(NormKernels::Apply kernel, const NormCall& call, const void* table, int64_t from,
+                      int64_t to, int64_t unit) {
+  const int64_t block = std::max<int64_t>(1, kElementsPerBlock / unit) * unit;
+  for (int64_t end = to; end > from;) {
+    const int64_t begin = from + (end - from - 1) / block * block;
+    kernel(call, table, begin, end);
+    end = begin;
+  }
+}
+static void everywhere(NormKernels::Apply kernel, const NormCall& call, const void* table) {
+  // Whole pixels, and whole bytes of a mask.
+  const int64_t unit = call.shape.channels_last ? 8 * call.shape.channels : 64;
+  const int64_t numel = call.shape.numel(), pieces = pieces_of(numel);
+  const auto cut = [&](int64_t k) { return k == pieces ? numel : numel / unit * k / pieces * unit; };
+  in_parallel(pieces, [&](int64_t k) { backwards(kernel, call, table, cut(k), cut(k + 1), unit); });
+}
+static void over_channel(NormKernels::Apply kernel, const NormCall& call, const void* table, int64_t c) {
+  const NormShape& s = call.shape;
+  for (int64_t image = s.images - 1; image >= 0; --image) {
+    const int64_t begin = (image * s.channels + c) * s.pixels;
+    kernel(call, table, begin, begin + s.pixels);
+  }
+}
+
+// first(block), settle(channel) behind all blocks that the channel is in, then the second pass.
+template <class First, class Settle>
+static void two_passes(const NormCall& call, const NormPlan& plan, const void* table,
+                       NormKernels::Apply second, const First& first, const Settle& settle) {
+  if (plan.by_channel)
+    return in_parallel(plan.blocks(), [&](int64_t c) {
+      first(c);
+      settle(c);
+      over_channel(second, call, table, c);
+    });
+  in_parallel(plan.blocks(), first);
+  each_channel(call.shape, plan.parts, settle);
+  everywhere(second, call, table);
+}
+
+// --- whole calls ------------------------------------------------------------------------------------------
+template <class T>
+static Channels<T> channels_of(const NormCall& call) {
+  return {call, room<For::kTable, T>(5 * call.shape.channels)};
+}
+static NormKernels::Apply apply_kernel(const NormCall& call) {
+  return kernels().apply[of(call.act)][of(call.dtype)];
+}
+static NormKernels::Apply grad_kernel(const NormCall& call) {
+  return kernels().grad_apply[of(call.act)][of(call.dtype)];
+}
+
+template <class T>
+static void forward(const NormCall& call, const RunningStats& running, double eps) {
+  const NormPlan plan = NormPlan::make(call, 1);
+  const PartRoom room(plan, call.shape.channels);
+  const auto channels = channels_of<T>(call);
+  const double factor = running.factor();
+  if (call.shape.numel() == 0)
+    return each_channel(call.shape, 1, [&](int64_t c) { channels.set_stats(c, 0, 0, eps); });
+  two_passes(
+      call, plan, channels.table, apply_kernel(call),
+      [&](int64_t block) { measure(call, plan, room, block); },
+      [&](int64_t c) { channels.settle(c, merged(call, plan, room, c), running, factor, eps); });
+}
+
+template <class T>
+static void given(const NormCall& call, const ChannelVector& mean, const ChannelVector& variance,
+                  double eps) {
+  const auto channels = channels_of<T>(call);
+  each_channel(call.shape, 1, [&](int64_t c) { channels.set_stats(c, get(mean, c), get(variance, c), eps); });
+  everywhere(apply_kernel(call), call, channels.table);
+}
+
+template <class T>
+static void backward(const NormCall& call, const ChannelVector& dweight, const ChannelVector& dbias) {
+  const NormPlan plan = NormPlan::make(call, 2);
+  const PartRoom room(plan, call.shape.channels);
+  const auto channels = channels_of<T>(call);
+  const bool empty = call.shape.numel() == 0, sums = !call.given || dweight.data || dbias.data;
+  const auto settle = [&](int64_t c) {
+    const GradSums all = empty ? GradSums{} : summed(call.shape, plan, room, c, channels.stats(c));
+    set(dbias, c, all.sum);
+    set(dweight, c, all.dot * channels.stats(c).invstd);
+    channels.input_grad(c, all.sum, all.dot, static_cast<double>(call.shape.count()));
+  };
+  each_channel(call.shape, 1, [&](int64_t c) { channels.normalise(c); });
+  if (empty) return each_channel(call.shape, 1, settle);
+  if (!sums) return everywhere(grad_kernel(call), call, channels.table);
+  two_passes(
+      call, plan, channels.table, grad_kernel(call),
+      [&](int64_t block) { add_grads(call, plan, room, channels.table, block); }, settle);
+}
+
+// --- in halves --------------------------------------------------------------------------------------------
+template <class T>
+static void moments(const NormCall& call, T* out) {
+  const NormPlan plan = NormPlan::make(call, 1);
+  const PartRoom room(plan, call.shape.channels);
+  const int64_t channels = call.shape.norms();
+  std::fill_n(out, 3 * channels, T(0));
+  out[3 * channels] = static_cast<T>(call.shape.count());
+  if (call.shape.numel() == 0) return;
+  in_parallel(plan.blocks(), [&](int64_t block) { measure(call, plan, room, block); });
+  each_channel(call.shape, plan.parts, [&](int64_t c) {
+    const Moments all = merged(call, plan, room, c);
+    out[c] = static_cast<T>(all.mean);
+    out[channels + c] = low_part<T>(all.mean);
+    out[2 * channels + c] = static_cast<T>(all.m2);
+  });
+}
+
+template <class T>
+static void apply_moments(const NormCall& call, const T* moments, int64_t processes,
+                          const RunningStats& running, double eps) {
+  const auto channels = channels_of<T>(call);
+  const int64_t count = call.shape.norms(), size = 3 * count + 1;
+  const double factor = running.factor();
+  each_channel(call.shape, processes, [&](int64_t c) {
+    Moments all;
+    for (int64_t p = 0; p < processes; ++p) {
+      const T* its = moments + p * size;
+      all.merge({its[3 * count], static_cast<double>(its[c]) + its[count + c], its[2 * count + c]});
+    }
+    if (all.count > 0)
+      channels.settle(c, all, running, factor, eps);
+    else
+      channels.set_stats(c, 0, 0, eps);
+  });
+  if (call.shape.numel() > 0) everywhere(apply_kernel(call), call, channels.table);
+}
+
+template <class T>
+static void grad_sums(const NormCall& call, T* out, const ChannelVector& dweight,
+                      const ChannelVector& dbias) {
+  const NormPlan plan = NormPlan::make(call, 2);
+  const PartRoom room(plan, call.shape.channels);
+  const auto channels = channels_of<T>(call);
+  const int64_t count = call.shape.norms();
+  each_channel(call.shape, 1, [&](int64_t c) { channels.normalise(c); });
+  if (call.shape.numel() > 0)
+    in_parallel(plan.blocks(), [&](int64_t block) { add_grads(call, plan, room, channels.table, block); });
+  each_channel(call.shape, plan.parts, [&](int64_t c) {
+    const GradSums all =
+        call.shape.numel() > 0 ? summed(call.shape, plan, room, c, channels.stats(c)) : GradSums{};
+    out[c] = static_cast<T>(all.sum);
+    out[count + c] = static_cast<T>(all.dot);
+    set(dbias, c, all.sum);
+    set(dweight, c, all.dot * channels.stats(c).invstd);
+  });
+  out[2 * count] = static_cast<T>(call.shape.count());
+}
+
+template <class T>
+static void apply_grad_sums(const NormCall& call, const T* sums) {
+  const auto channels = channels_of<T>(call);
+  const int64_t count = call.shape.norms();
+  if (call.shape.numel() == 0) return;
+  each_channel(call.shape, 1, [&](int64_t c) {
+    channels.normalise(c);
+    channels.input_grad(c, sums[c], sums[count + c], sums[2 * count]);
+  });
+  everywhere(grad_kernel(call), call, channels.table);
+}
+
+// --- by arithmetic type -----------------------------------------------------------------------------------
+static bool goes_past(int64_t bytes) { return bytes >= kBytesPast; }
+static NormCall prepared(NormCall call) {
+  call.shape = NormPlan::with_long_rows(call.shape);
+  call.past = goes_past(call.shape.numel() * size_of(call.dtype));
+  return call;
+}
+
+// body(T{}) with the arithmetic type of a call.
+template <class Body>
+static void by_type(const NormCall& call, const Body& body) {
+  if (call.dtype == DType::kFloat64) return body(double{});
+  body(float{});
+}
+
+void norm_forward(const NormCall& call, const RunningStats& running, double eps) {
+  if (running.batches) ++*running.batches;
+  by_type(call, [&](auto t) { forward<decltype(t)>(prepared(call), running, eps); });
+}
+
+void norm_given(const NormCall& call, const ChannelVector& mean, const ChannelVector& variance, double eps) {
+  by_type(call, [&](auto t) { given<decltype(t)>(prepared(call), mean, variance, eps); });
+}
+
+void norm_backward(const NormCall& call, const ChannelVector& dweight, const ChannelVector& dbias) {
+  by_type(call, [&](auto t) { backward<decltype(t)>(prepared(call), dweight, dbias); });
+}
+
+void norm_moments(const NormCall& call, void* out) {
+  by_type(call, [&](auto t) { moments(prepared(call), static_cast<decltype(t)*>(out)); });
+}
+
+void norm_apply(const NormCall& call, const void* moments, int64_t processes, const RunningStats& running,
+                double eps) {
+  if (running.batches) ++*running.batches;
+  by_type(call, [&](auto t) {
+    apply_moments(prepared(call), static_cast<const decltype(t)*>(moments), processes, running, eps);
+  });
+}
+
+void norm_grad_sums(const NormCall& call, void* sums, const ChannelVector& dweight,
+                    const ChannelVector& dbias) {
+  by_type(call, [&](auto t) { grad_sums(prepared(call), static_cast<decltype(t)*>(sums), dweight, dbias); });
+}
+
+void norm_grad_apply(const NormCall& call, const void* sums) {
+  by_type(call, [&](auto t) { apply_grad_sums(prepared(call), static_cast<const decltype(t)*>(sums)); });
+}
+
+// --- yardstick --------------------------------------------------------------------------------------------
+void two_read_probe(const float* a, const float* b, float* to, int64_t numel) {
+  const int64_t pieces = torch::stable::get_num_threads(), unit = 4096;
+  const auto cut = [&](int64_t k) { return numel / unit * k / pieces * unit; };
+  const auto at = [](const float* p, int64_t i) { return p ? p + i : nullptr; };
+  static std::atomic<float> sink;  // what is read has to go somewhere
+  in_parallel(pieces, [&](int64_t k) {
+    sink = kernels().read_probe(a + cut(k), at(b, cut(k)), cut(k + 1) - cut(k));
+  });
+  const bool past = goes_past(numel * static_cast<int64_t>(sizeof(float)));
+  in_parallel(pieces, [&](int64_t k) {
+    kernels().copy_probe(a + cut(k), at(b, cut(k)), to + cut(k), cut(k + 1) - cut(k), past);
+  });
+}
+
+}  // namespace onepass

@@ -1,0 +1,175 @@
+// Room 2, memory on the CPU: what the kernels of normalizations have in common. Coefficients, bits of a mask,
+// and how elements follow each other in memory.
+#pragma once
+#include <algorithm>
+
+#include "norm_kernels.h"
+#include "vector.h"
+
+namespace onepass::ONEPASS_ISA {
+
+// --- coefficients -----------------------------------------------------------------------------------------
+// Of the channels from `at` on, where channels are innermost; or of one channel.
+template <class S>
+struct Each {
+  const Arithmetic<S>* at;
+  template <class Lanes>
+  ONEPASS_INLINE Vector<S> operator()(int64_t i, Lanes lanes) const {
+    return lanes.load_wide(at + i);
+  }
+};
+template <class S>
+struct Same {
+  Vector<S> value;
+  explicit Same(const Arithmetic<S>* at) : value(broadcast<S>(*at)) {}
+  template <class Lanes>
+  ONEPASS_INLINE Vector<S> operator()(int64_t, Lanes) const {
+    return value;
+  }
+};
+
+// Those of Normalise and of InputGrad (whose scale is the same) for a run that begins with this channel.
+template <class S, template <class> class Kind>
+struct Coefficients {
+  Kind<S> mean, scale, shift, slope, constant;
+
+  Coefficients(const void* table, int64_t channels, int64_t channel)
+      : Coefficients(static_cast<const Arithmetic<S>*>(table) + channel, channels) {}
+
+ private:
+  Coefficients(const Arithmetic<S>* table, int64_t channels)
+      : mean{table},
+        scale{table + channels},
+        shift{table + 2 * channels},
+        slope{table + 3 * channels},
+        constant{table + 4 * channels} {}
+};
+
+// --- masks ------------------------------------------------------------------------------------------------
+// Writes bits one behind the other, from the start of a byte on.
+class BitWriter {
+ public:
+  void begin(uint8_t* to) { to_ = to; }
+  template <int64_t n>
+  ONEPASS_INLINE void put(unsigned bits) {
+    static_assert(n % 8 == 0);
+    waiting_ |= static_cast<uint64_t>(bits) << count_;
+    std::memcpy(to_, &waiting_, n / 8);  // the lowest byte comes first on every machine that is served
+    waiting_ >>= n;
+    to_ += n / 8;
+  }
+  // 16 bits at most. Also writes the byte that is not full yet.
+  ONEPASS_INLINE void put(unsigned bits, int64_t n) {
+    waiting_ |= static_cast<uint64_t>(bits) << count_;
+    count_ += static_cast<int>(n);
+    const int second = count_ > 8, third = count_ > 16 ? 2 : second;  // or the one before once more
+    to_[0] = static_cast<uint8_t>(waiting_);
+    to_[second] = static_cast<uint8_t>(waiting_ >> 8 * second);
+    to_[third] = static_cast<uint8_t>(waiting_ >> 8 * third);
+    to_ += count_ / 8;
+    waiting_ >>= count_ / 8 * 8;
+    count_ %= 8;
+  }
+
+ private:
+  uint8_t* to_ = nullptr;
+  uint64_t waiting_ = 0;
+  int count_ = 0;
+};
+
+// n bits from bit `at` on, and others above them.
+template <int n>
+ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at) {
+  const unsigned within = static_cast<unsigned>(at) % 8;
+  const uint8_t* from = mask + (at >> 3);
+  const unsigned last = (within + n - 1) / 8;  // the byte of the last bit; no other behind it is read
+  unsigned bits = from[0];
+  if constexpr (n > 8) bits |= static_cast<unsigned>(from[1]) << 8 | static_cast<unsigned>(from[last]) << 16;
+  if constexpr (n <= 8) bits |= static_cast<unsigned>(from[last]) << 8;
+  return bits >> within;
+}
+
+// --- memory -----------------------------------------------------------------------------------------------
+template <class S>
+inline const S* elements(const void* data, int64_t at) {
+  return data ? static_cast<const S*>(data) + at : nullptr;
+}
+template <class S>
+inline S* elements(void* data, int64_t at) {
+  return data ? static_cast<S*>(data) + at : nullptr;
+}
+
+// Where channels are innermost, may whole lines of this result go past the caches?
+template <class S>
+inline bool goes_past(const NormCall& call, const void* result) {
+  return call.past && call.shape.channels % kLine<S> == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+}
+
+// Where channels lie apart, runs begin anywhere: results gather here until there are lines to go past the
+// caches.
+template <class S>
+class Stage {
+ public:
+  static constexpr int64_t kElements = 4096 / sizeof(S);
+
+  // data: null where this result is not wanted.
+  Stage(void* data, bool past) : data_(static_cast<S*>(data)), past_(past) {}
+
+  // Where results from element `at` on are to be written.
+  S* at(int64_t at) { return !data_ ? nullptr : past_ ? room_ : data_ + at; }
+  // When n of them have been: brings them to their place.
+  void flush(int64_t at, int64_t n) {
+    if (!data_ || !past_) return;
+    S* to = data_ + at;
+    const int64_t misfit =
+        -(reinterpret_cast<intptr_t>(to) / static_cast<intptr_t>(sizeof(S))) & (kLine<S> - 1);
+    int64_t i = std::min(n, misfit);
+    std::memcpy(to, room_, static_cast<size_t>(i) * sizeof(S));
+    for (; i + kLine<S> <= n; i += kLine<S>) stream_line(to + i, room_ + i);
+    std::memcpy(to + i, room_ + i, static_cast<size_t>(n - i) * sizeof(S));
+  }
+
+ private:
+  static ONEPASS_INLINE void stream_line(S* to, const S* from) {
+    for (int k = 0; k < kLine<float>; k += kLanes<float>)
+      store_vector(reinterpret_cast<float*>(to) + k, load_vector(reinterpret_cast<const float*>(from) + k),
+                   true);
+  }
+
+  S* data_;
+  bool past_;
+  alignas(64) S room_[kElements];
+};
+
+// The runs that elements [at, at + n) consist of where channels lie apart: elements of one channel.
+struct Run {
+  const NormShape& shape;
+  const int64_t n;
+  int64_t first = 0, count, channel;  // first: counted from `at`; count: 0 behind the last run
+
+  Run(const NormShape& shape, int64_t at, int64_t n) : shape(shape), n(n) {
+    channel = at / shape.pixels % shape.channels;
+    count = std::min(n, shape.pixels - at % shape.pixels);
+  }
+  void next() {
+    first += count;
+    count = std::min(n - first, shape.pixels);
+    channel = channel + 1 == shape.channels ? 0 : channel + 1;
+  }
+};
+
+// Where channels are innermost, the loop over those of a pixel is short, and while it ends and the next
+// begins memory idles. So pixels that are far apart go through one loop: memory runs ahead at several places,
+// and coefficients are loaded once for all of them.
+//
+// Calls body(kRows, first, count, apart) for the pixels [from, to), kRows of them at once: first, first +
+// apart
+// ..., then those one further, `count` times. `multiple`: of the strands' lengths.
+template <int kStrands, class Body>
+inline void for_each_strand(int64_t from, int64_t to, int64_t multiple, const Body& body) {
+  const int64_t strand = (to - from) / kStrands / multiple * multiple, rest = from + kStrands * strand;
+  if (strand) body(std::integral_constant<int, kStrands>{}, from, strand, strand);
+  if (rest < to) body(std::integral_constant<int, 1>{}, rest, to - rest, int64_t{0});
+}
+
+}  // namespace onepass::ONEPASS_ISA

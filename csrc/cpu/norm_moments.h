@@ -1,0 +1,149 @@
+// Room 2, memory on the CPU: mean and squared deviations of each channel, in one pass.
+//
+// Memory contract: each element of x is read once, nothing of its size is written.
+//
+// Squares are summed of deviations from a shift that is close to the mean: the mean of what came before. The
+// elements of a channel are summed in T by chunks, which are few enough for that; chunks are merged in
+// double.
+#pragma once
+#include "norm_memory.h"
+
+namespace onepass::ONEPASS_ISA {
+
+constexpr int64_t kPilot = 16;         // elements of a channel whose mean is the first shift
+constexpr int64_t kChunk = 1024;       // elements of a channel in a chunk at least, if there are as many
+constexpr int64_t kChunkPixels = 512;  // of a chunk where channels are innermost
+constexpr int kMomentStrands = 4;      // places that these are read from in turn
+
+// The channels of a block while it is read. C: what a chunk is summed in.
+template <class T, class C>
+struct ChunkSums {
+  int64_t channels;
+  C *s, *q;  // of the chunk: deviations from the shift, and their squares
+  T* shift;
+  double *mean, *m2;  // of the chunks before
+
+  ChunkSums(int64_t channels, double* scratch, double* mean, double* m2)
+      : channels(channels),
+        s(reinterpret_cast<C*>(scratch)),
+        q(reinterpret_cast<C*>(scratch + channels)),
+        shift(reinterpret_cast<T*>(scratch + 2 * channels)),
+        mean(mean),
+        m2(m2) {
+    for (int64_t c = 0; c < channels; ++c) s[c] = q[c] = 0;
+    for (int64_t c = 0; c < channels; ++c) shift[c] = 0;
+    for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
+  }
+
+  // Of channels [from, to) a chunk of n elements each ends, after `before` elements in other chunks.
+  void merge(int64_t from, int64_t to, int64_t before, int64_t n) {
+    const double count = static_cast<double>(before), each = 1.0 / static_cast<double>(n);
+    const double share = static_cast<double>(n) / static_cast<double>(before + n);
+    for (int64_t c = from; c < to; ++c) {
+      const double sum = s[c], off = sum * each;
+      Moments::merge(mean[c], m2[c], count, share, shift[c] + off, max_or_nan(q[c] - sum * off, 0.0));
+      shift[c] = static_cast<T>(mean[c]);
+      s[c] = q[c] = 0;
+    }
+  }
+};
+
+template <class V>
+ONEPASS_INLINE void add_deviation(V x, V shift, V& s, V& q) {
+  const V d = x - shift;
+  s += d;
+  q = multiply_add(d, d, q);
+}
+
+// --- channels apart ---------------------------------------------------------------------------------------
+template <class S, class T>
+ONEPASS_INLINE void add_run(const S* x, int64_t n, T shift, double& sum, double& squares) {
+  constexpr int kSums = 4;  // side by side, so that none waits for the addition before
+  Vector<S> s[kSums] = {}, q[kSums] = {};
+  const Vector<S> k = broadcast<S>(shift);
+  int64_t i = 0;
+  for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
+    for (int j = 0; j < kSums; ++j) add_deviation(load_vector(x + i + j * kLanes<S>), k, s[j], q[j]);
+  for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
+    add_deviation(lanes.load(x + at, k), k, s[0], q[0]);
+  });
+  sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
+  squares += sum_of<S>((q[0] + q[1]) + (q[2] + q[3]));
+}
+
+template <class S>
+inline double mean_of(const S* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Arithmetic<S> one;
+    load(one, x[i]);
+    sum += one;
+  }
+  return sum / static_cast<double>(n);
+}
+
+template <class S, class T>
+void planar_moments(const NormCall& call, NormBlock block, ChunkSums<T, double> sums) {
+  const int64_t pixels = call.shape.pixels;
+  int64_t pending = 0;  // elements of each channel that are summed and not merged
+  for (int64_t image = block.first; image < block.last; ++image) {
+    const int64_t before = (image - block.first) * pixels;
+    const S* x = elements<S>(call.x, (image * call.shape.channels + block.begin) * pixels);
+    for (int64_t c = 0; c < sums.channels; ++c, x += pixels) {
+      if (before == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
+      for (int64_t i = 0; i < pixels; i += kChunk) {
+        const int64_t n = std::min(kChunk, pixels - i);
+        add_run(x + i, n, sums.shift[c], sums.s[c], sums.q[c]);
+        if (pixels >= kChunk) sums.merge(c, c + 1, before + i, n);
+      }
+    }
+    if (pixels >= kChunk) continue;
+    pending += pixels;
+    if (pending < kChunk && image + 1 < block.last) continue;
+    sums.merge(0, sums.channels, before + pixels - pending, pending);
+    pending = 0;
+  }
+}
+
+// --- channels innermost -----------------------------------------------------------------------------------
+template <int kRows, class S, class T>
+ONEPASS_INLINE void add_rows(const S* x, int64_t stride, const ChunkSums<T, T>& sums) {
+  for_each_vector<S>(0, sums.channels, [&](int64_t c, auto lanes) ONEPASS_FLAT {
+    const Vector<S> shift = lanes.load_wide(sums.shift + c);
+    Vector<S> s = lanes.load_wide(sums.s + c), q = lanes.load_wide(sums.q + c);
+    for (int r = 0; r < kRows; ++r) add_deviation(lanes.load(x + r * stride + c, shift), shift, s, q);
+    lanes.store_wide(sums.s + c, s);
+    lanes.store_wide(sums.q + c, q);
+  });
+}
+
+template <class S, class T>
+void interleaved_moments(const NormCall& call, NormBlock block, ChunkSums<T, T> sums) {
+  const int64_t channels = sums.channels, pilots = std::min(kPilot, block.last - block.first);
+  for (int64_t p = block.first; p < block.first + pilots; ++p)
+    add_rows<1>(elements<S>(call.x, p * channels), 0, sums);
+  for (int64_t c = 0; c < channels; ++c) {
+    sums.shift[c] = sums.s[c] / static_cast<T>(pilots);
+    sums.s[c] = sums.q[c] = 0;
+  }
+  for (int64_t first = block.first; first < block.last; first += kChunkPixels) {
+    const int64_t last = std::min(block.last, first + kChunkPixels);
+    for_each_strand<kMomentStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
+      for (const int64_t end = p + count; p < end; ++p)
+        add_rows<decltype(rows)::value>(elements<S>(call.x, p * channels), apart * channels, sums);
+    });
+    sums.merge(0, channels, first - block.first, last - first);
+  }
+}
+
+template <class S>
+void moments(const NormCall& call, NormBlock block, double* scratch, double* mean, double* m2) {
+  using T = Arithmetic<S>;
+  const int64_t channels = block.end - block.begin;
+  if (call.shape.channels_last)
+    interleaved_moments<S>(call, block, ChunkSums<T, T>{channels, scratch, mean, m2});
+  else
+    planar_moments<S>(call, block, ChunkSums<T, double>{channels, scratch, mean, m2});
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,304 @@
+// Vectors of the arithmetic type, between memory and registers: every storage type, whole or in part, through
+// the caches or past them. Arithmetic on them is gcc's own; each instruction set makes of it what it has.
+//
+// 32 bytes where the processor can: longer vectors gain nothing where memory is the limit. Only halves, whose
+// conversions cost more than memory does, come sixteen at a time on AVX-512.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../rules/norm.h"
+#include "convert.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ONEPASS_INLINE inline __attribute__((always_inline))
+#define ONEPASS_FLAT __attribute__((always_inline))  // of a lambda
+
+namespace onepass {
+
+// The compiler makes a * b + c one instruction, or two where it has a use for a * b elsewhere.
+#define ONEPASS_FUSED(T, bytes, instruction)                                             \
+  template <>                                                                            \
+  struct Fused<T __attribute__((vector_size(bytes)))> {                                  \
+    using V = T __attribute__((vector_size(bytes)));                                     \
+    static ONEPASS_INLINE V multiply_add(V a, V b, V c) { return instruction(a, b, c); } \
+  };
+#if defined(__FMA__)
+ONEPASS_FUSED(float, 32, _mm256_fmadd_ps)
+ONEPASS_FUSED(double, 32, _mm256_fmadd_pd)
+#endif
+#if defined(__AVX512F__)
+ONEPASS_FUSED(float, 64, _mm512_fmadd_ps)
+#endif
+#undef ONEPASS_FUSED
+
+}  // namespace onepass
+
+namespace onepass::ONEPASS_ISA {
+
+// What an element of this storage type is computed in.
+template <class S>
+using Arithmetic = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 32, kHalfLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kHalfLanes = 8;
+#else
+constexpr int kVectorBytes = 16, kHalfLanes = 4;
+#endif
+template <class S>
+constexpr int kLanes = sizeof(S) == 2 ? kHalfLanes : kVectorBytes / static_cast<int>(sizeof(S));
+template <class S>
+constexpr int64_t kLine = 64 / sizeof(S);  // elements of a cache line
+
+template <class T, int n>
+using VectorOf __attribute__((vector_size(n * sizeof(T)))) = T;
+template <class S>
+using Vector = VectorOf<Arithmetic<S>, kLanes<S>>;
+template <class S>
+using Integers = VectorOf<std::conditional_t<sizeof(Arithmetic<S>) == 4, int32_t, int64_t>, kLanes<S>>;
+using Words = VectorOf<uint32_t, kHalfLanes>;
+using Halves = VectorOf<uint16_t, kHalfLanes>;
+
+template <class To, class From>
+ONEPASS_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+template <class S>
+ONEPASS_INLINE Vector<S> broadcast(Arithmetic<S> value) {
+  return Vector<S>{} + value;
+}
+
+// --- to and from registers --------------------------------------------------------------------------------
+// gcc 12 makes five instructions of the first two, which are one.
+ONEPASS_INLINE Words widened(Halves halves) {
+#if defined(__AVX512F__)
+  return bits_as<Words>(_mm512_cvtepu16_epi32(bits_as<__m256i>(halves)));
+#elif defined(__AVX2__)
+  return bits_as<Words>(_mm256_cvtepu16_epi32(bits_as<__m128i>(halves)));
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+ONEPASS_INLINE Halves narrowed(Words words) {
+#if defined(__AVX512F__)
+  return bits_as<Halves>(_mm512_cvtepi32_epi16(bits_as<__m512i>(words)));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32(bits_as<__m256i>(words), bits_as<__m256i>(words));
+  return bits_as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000)));
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
+ONEPASS_INLINE Vector<Float16> from_float16(Halves halves) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(bits_as<__m256i>(halves));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(bits_as<__m128i>(halves));
+#else
+  Vector<Float16> v;
+  for (int k = 0; k < kHalfLanes; ++k) {
+    float one;
+    load(one, Float16{halves[k]});
+    v[k] = one;
+  }
+  return v;
+#endif
+}
+ONEPASS_INLINE Halves to_float16(Vector<Float16> v) {
+#if defined(__AVX512F__)
+  return bits_as<Halves>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  return bits_as<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  Halves halves;
+  for (int k = 0; k < kHalfLanes; ++k) {
+    Float16 one;
+    store(one, v[k]);
+    halves[k] = one.bits;
+  }
+  return halves;
+#endif
+}
+
+// Values that are kept in the arithmetic type: coefficients, sums.
+template <class S>
+ONEPASS_INLINE Vector<S> load_wide(const Arithmetic<S>* from) {
+  Vector<S> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class S>
+ONEPASS_INLINE void store_wide(Arithmetic<S>* to, Vector<S> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// Values as they are stored.
+template <class S>
+ONEPASS_INLINE Vector<S> load_vector(const S* from) {
+  if constexpr (sizeof(S) > 2) {
+    return load_wide<S>(from);
+  } else {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    if constexpr (std::is_same_v<S, Float16>)
+      return from_float16(halves);
+    else
+      return bits_as<Vector<S>>(widened(halves) << 16);
+  }
+}
+template <class S>
+ONEPASS_INLINE auto stored(Vector<S> v) {
+  if constexpr (sizeof(S) > 2) {
+    return v;
+  } else if constexpr (std::is_same_v<S, Float16>) {
+    return to_float16(v);
+  } else {  // as in convert.h
+    const Words bits = bits_as<Words>(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return narrowed(v != v ? (bits >> 16) | 0x40u : rounded);
+  }
+}
+
+// past: past the caches, where the processor can. A store that goes through them reads first what it
+// overwrites, and a large result is gone from them before it is used. `to` is then a multiple of what is
+// stored.
+template <class S>
+ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past = false) {
+  const auto bytes = stored<S>(v);
+#if defined(__AVX2__)
+  if (past) {
+    if constexpr (sizeof bytes == 32)
+      return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits_as<__m256i>(bytes));
+    else
+      return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits_as<__m128i>(bytes));
+  }
+#endif
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
+// --- parts of a vector ------------------------------------------------------------------------------------
+// The lanes that a loop works on. The last n of them are new; the others were there before, are loaded as
+// `rest` where that is given, and are stored once more as they were. `fresh`: without the others.
+template <class S>
+struct Whole {
+  static constexpr int64_t n = kLanes<S>;
+  ONEPASS_INLINE Vector<S> load(const S* from) const { return load_vector(from); }
+  ONEPASS_INLINE Vector<S> load(const S* from, Vector<S>) const { return load_vector(from); }
+  ONEPASS_INLINE Vector<S> load_wide(const Arithmetic<S>* from) const {
+    return ONEPASS_ISA::load_wide<S>(from);
+  }
+  ONEPASS_INLINE void store(S* to, Vector<S> v) const { store_vector(to, v); }
+  ONEPASS_INLINE void store_wide(Arithmetic<S>* to, Vector<S> v) const { ONEPASS_ISA::store_wide<S>(to, v); }
+  ONEPASS_INLINE unsigned fresh(unsigned bits) const { return bits; }
+  ONEPASS_INLINE Vector<S> fresh(Vector<S> v) const { return v; }
+};
+template <class S>
+struct Last : Whole<S> {
+  int64_t n;
+  explicit Last(int64_t n) : n(n) {}
+  using Whole<S>::load;
+  ONEPASS_INLINE Vector<S> load(const S* from, Vector<S> rest) const {
+    return are_fresh() ? load_vector(from) : rest;
+  }
+  ONEPASS_INLINE unsigned fresh(unsigned bits) const { return bits >> (kLanes<S> - n); }
+  ONEPASS_INLINE Vector<S> fresh(Vector<S> v) const { return are_fresh() ? v : Vector<S>{}; }
+
+ private:
+  ONEPASS_INLINE Integers<S> are_fresh() const {
+    Integers<S> to_the_end;
+    for (int k = 0; k < kLanes<S>; ++k) to_the_end[k] = kLanes<S> - k;
+    return to_the_end <= static_cast<int>(n);
+  }
+};
+// The first n, where there are fewer than a vector has: the others are loaded as `rest`, or 0, and not
+// stored.
+template <class S>
+struct Few {
+  using T = Arithmetic<S>;
+  int64_t n;
+
+  Vector<S> load(const S* from, Vector<S> rest = Vector<S>{}) const {
+    S part[kLanes<S>] = {};
+    std::memcpy(part, from, static_cast<size_t>(n) * sizeof(S));
+    Vector<S> v = load_vector(part);
+    for (int64_t k = n; k < kLanes<S>; ++k) v[k] = rest[k];
+    return v;
+  }
+  Vector<S> load_wide(const T* from) const {
+    T part[kLanes<S>] = {};
+    std::memcpy(part, from, static_cast<size_t>(n) * sizeof(T));
+    return ONEPASS_ISA::load_wide<S>(part);
+  }
+  void store(S* to, Vector<S> v) const {
+    const auto bytes = stored<S>(v);
+    std::memcpy(to, &bytes, static_cast<size_t>(n) * sizeof(S));
+  }
+  void store_wide(T* to, Vector<S> v) const { std::memcpy(to, &v, static_cast<size_t>(n) * sizeof(T)); }
+  unsigned fresh(unsigned bits) const { return bits & ((1u << n) - 1); }
+  Vector<S> fresh(Vector<S> v) const {
+    for (int64_t k = n; k < kLanes<S>; ++k) v[k] = 0;
+    return v;
+  }
+};
+
+// Calls body(i, lanes) for the vectors of a run of n elements, from element `from` on. The last begins early
+// enough to be whole, where the run is long enough.
+template <class S, class Body>
+ONEPASS_INLINE void for_each_vector(int64_t from, int64_t n, const Body& body) {
+  int64_t i = from;
+  for (; i + kLanes<S> <= n; i += kLanes<S>) body(i, Whole<S>{});
+  if (i == n) return;
+  if (n >= kLanes<S>)
+    body(n - kLanes<S>, Last<S>{n - i});
+  else
+    body(i, Few<S>{n - i});
+}
+
+// --- across lanes -----------------------------------------------------------------------------------------
+template <class T, int n>
+ONEPASS_INLINE T sum_of_lanes(VectorOf<T, n> v) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    VectorOf<T, n / 2> half[2];
+    std::memcpy(half, &v, sizeof v);
+    return sum_of_lanes<T, n / 2>(half[0] + half[1]);
+  }
+}
+template <class S>
+ONEPASS_INLINE Arithmetic<S> sum_of(Vector<S> v) {
+  return sum_of_lanes<Arithmetic<S>, kLanes<S>>(v);
+}
+
+// Lane k is all ones where bit k is set, else 0.
+template <class S>
+ONEPASS_INLINE Integers<S> lanes_of(unsigned bits) {
+  Integers<S> each;
+  for (int k = 0; k < kLanes<S>; ++k) each[k] = 1 << k;
+  return ((Integers<S>{} + static_cast<int>(bits)) & each) != 0;
+}
+// The other way round.
+template <class S>
+ONEPASS_INLINE unsigned bits_of(Integers<S> lanes) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof lanes == 64) return _mm512_movepi32_mask(bits_as<__m512i>(lanes));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof lanes == 32 && sizeof(Arithmetic<S>) == 4)
+    return static_cast<unsigned>(_mm256_movemask_ps(bits_as<__m256>(lanes)));
+  else if constexpr (sizeof lanes == 32)
+    return static_cast<unsigned>(_mm256_movemask_pd(bits_as<__m256d>(lanes)));
+#endif
+  unsigned bits = 0;
+  for (int k = 0; k < kLanes<S>; ++k) bits |= (lanes[k] & 1u) << k;
+  return bits;
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,223 @@
+"""Batch normalization against float64: how far statistics, results and masks are off, and what inf and NaN
+do."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onepass.nn import functional as ours
+from onepass.norm_checks import dense_image
+from onepass.ops import BY_NAME
+from onepass.testing import variants
+from torch import Tensor
+from torch.nn import functional
+
+OPS = torch.ops.onepass
+VARIANTS = [v for v in variants("cpu") if v.backend != "triton" or BY_NAME["batch_norm_fwd"].triton]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def _images(shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng, dtype=torch.float64) * std + mean
+
+
+def _exact(
+    x: Tensor, z: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """The pre-activation in float64."""
+    across = [d for d in range(x.dim()) if d != 1]
+    x = x.double()
+    centred = x - x.mean(across, keepdim=True)
+    v = centred / (centred.square().mean(across, keepdim=True) + 1e-5).sqrt()
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    v = v if weight is None else v * weight.double().view(shape) + bias.double().view(shape)
+    return v if z is None else v + z.double()
+
+
+def _forward(
+    x: Tensor, z: Tensor | None = None, act: str | None = None, **more
+) -> tuple[Tensor, Tensor, Tensor]:
+    return OPS.batch_norm_fwd(x, z, None, None, None, None, None, act=act, **more)
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------
+@each_variant
+@each_layout
+@pytest.mark.parametrize("offset", (0.0, 10.0, 1e3, 1e4))
+def test_output_far_from_zero(variant, layout: str, offset: float):
+    """A mean of 1e4 deviations: torch is off by 8.6e-4 (NCHW) and 1.5e-2 (NHWC)."""
+    x = _images((8, 6, 40, 40), mean=offset).float().contiguous(memory_format=LAYOUTS[layout])
+    want = _exact(x)
+    with variant.use():
+        error = (_forward(x)[0].double() - want).abs().max()
+    torchs = (functional.batch_norm(x, None, None, training=True).double() - want).abs().max()
+    assert error < 5e-6
+    assert error <= torchs * 1.5 + 2.5e-7  # no worse but by a rounding
+
+
+@each_variant
+@each_layout
+@pytest.mark.parametrize("offset", (0.0, 1e2, 1e4))
+def test_variance_far_from_zero(variant, layout: str, offset: float):
+    x = _images((8, 6, 40, 40), mean=offset, std=3.0).float().contiguous(memory_format=LAYOUTS[layout])
+    want = x.double().var((0, 2, 3), unbiased=False)
+    running = torch.zeros(6), torch.zeros(6)
+    with variant.use():
+        OPS.batch_norm_fwd(x, None, None, None, *running, None, momentum=1.0)
+    biased = running[1].double() * (x.numel() / 6 - 1) / (x.numel() / 6)
+    assert ((biased - want).abs() / want).max() < 2e-6
+    assert ((running[0].double() - x.double().mean((0, 2, 3))).abs()).max() <= 1e-7 * (1 + offset)
+
+
+@each_variant
+@each_layout
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_half_output_is_rounded_once(variant, layout: str, dtype: torch.dtype):
+    """Within a unit in the last place of the exact result wherever that exceeds 1e-3."""
+    if variant.backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter cuts bfloat16 off")
+    x, z = (
+        _images((6, 8, 20, 20), seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1)
+    )
+    exact = _exact(x, z)
+    with variant.use():
+        y = _forward(x, z)[0]
+    far = exact.abs() > 1e-3
+    unit = torch.finfo(dtype).eps * exact.abs()
+    assert ((y.double() - exact).abs() <= unit)[far].all()
+    assert (y == exact.to(dtype)).double().mean() > 0.99
+
+
+@each_variant
+@each_layout
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("residual", (False, True))
+def test_gradient_passes_exactly_where_the_pre_activation_is_positive(
+    variant, layout: str, dtype, residual: bool
+):
+    """torch rounds halves before it looks at their sign, and gets such bits wrong."""
+    x, z = (
+        _images((6, 8, 20, 21), seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1)
+    )
+    z = z if residual else None
+    exact = _exact(x, z)
+    with variant.use():
+        y, stats, mask = _forward(x, z, act="relu")
+        ones = torch.ones_like(x)
+        sums, _, bias_grad = OPS.batch_norm_bwd_stats(
+            ones, x, None, torch.ones(8), torch.zeros(8), stats, mask, act="relu"
+        )
+    clear = exact.abs() > 5e-6
+    counted = (exact > 0).double().sum((0, 2, 3))
+    uncertain = (~clear).double().sum((0, 2, 3))
+    assert ((bias_grad.double() - counted).abs() <= uncertain).all()
+    assert ((y > 0) == (exact > 0))[clear & (exact.abs() > 1e-4)].all()
+    assert (mask.numel() > 0) == residual
+    assert sums[-1] == x.numel() // 8
+
+
+# --- what is not a number ---------------------------------------------------------------------------------
+@each_variant
+@each_layout
+@pytest.mark.parametrize("bad", (float("nan"), float("inf"), float("-inf")))
+@pytest.mark.parametrize("act", (None, "relu", "leaky_relu"))
+def test_inf_and_nan_go_where_torchs_go(variant, layout: str, bad: float, act: str | None):
+    x = _images((4, 5, 6, 6)).float().contiguous(memory_format=LAYOUTS[layout])
+    x[1, 2, 3, 3] = bad
+    torchs = {None: lambda v: v, "relu": functional.relu, "leaky_relu": functional.leaky_relu}[act]
+    running, wanted = (torch.zeros(5), torch.ones(5)), (torch.zeros(5), torch.ones(5))
+    want = torchs(functional.batch_norm(x, *wanted, training=True))
+    with variant.use():
+        got = OPS.batch_norm_fwd(x, None, None, None, *running, None, act=act)[0]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for ours_, theirs in zip(running, wanted, strict=True):
+        torch.testing.assert_close(ours_, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert got[:, 2].isnan().all() and not got[:, [0, 1, 3, 4]].isnan().any()
+
+
+@each_variant
+@each_layout
+def test_values_whose_squares_overflow(variant, layout: str):
+    x = (_images((4, 5, 6, 6)) * 1e30).float().contiguous(memory_format=LAYOUTS[layout])
+    if variant.backend == "triton":
+        pytest.skip("on GPUs torch sums in float32, too")
+    with variant.use():
+        assert (_forward(x)[0].double() - _exact(x)).abs().max() < 5e-6
+
+
+@each_variant
+@pytest.mark.parametrize("value", (0.0, 3.0, -1e6, 1e-40))
+def test_a_constant_channel_becomes_zero(variant, value: float):
+    x = torch.full((3, 4, 5, 5), value)
+    with variant.use():
+        y, stats, _ = _forward(x)
+    assert (y == 0).all()
+    assert (stats[0] == value).all()
+
+
+# --- any shape, any layout --------------------------------------------------------------------------------
+def _strided(draw, x: Tensor) -> Tensor:
+    """The same values in some other place in memory."""
+    kind = draw(st.sampled_from(("dense", "last", "step", "turned", "padded")))
+    if kind == "last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if kind == "step":
+        return x.repeat_interleave(2, 0)[::2]
+    if kind == "turned":
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if kind == "padded":
+        return functional.pad(x, (1, 2))[..., 1:-2]
+    return x
+
+
+@st.composite
+def _call(draw) -> tuple[Tensor, Tensor | None, str | None]:
+    pixels = draw(st.lists(st.integers(1, 19), min_size=0, max_size=3))
+    shape = (draw(st.integers(1, 9)), draw(st.integers(1, 40)), *pixels)
+    x = _images(
+        shape,
+        draw(st.sampled_from((0.0, 5.0, 1e3))),
+        draw(st.sampled_from((1.0, 1e-3))),
+        draw(st.integers(0, 99)),
+    )
+    if draw(st.booleans()):
+        x[:, 0] = 2.5
+    residual = draw(st.booleans())
+    x = _strided(draw, x.float())
+    z = torch.empty_like(dense_image(x)).normal_() if residual else None
+    return x, z, draw(st.sampled_from((None, "relu", "leaky_relu", "silu")))
+
+
+@settings(max_examples=150, deadline=None)
+@given(_call())
+def test_any_shape_and_layout_agrees_with_torch(call):
+    x, z, act = call
+    if x.numel() == x.shape[1]:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ours.batch_norm(x, None, None, training=True, act=act)
+        return
+    leaves = [t.detach().clone().as_subclass(Tensor).requires_grad_() for t in (x, z) if t is not None]
+    dense = [t.double().detach().requires_grad_() for t in (x, z) if t is not None]
+    y = ours.batch_norm(
+        leaves[0], None, None, training=True, act=act, residual=leaves[1] if z is not None else None
+    )
+    v = functional.batch_norm(dense[0], None, None, training=True)
+    v = v + dense[1] if z is not None else v
+    want = {
+        None: lambda t: t,
+        "relu": functional.relu,
+        "leaky_relu": functional.leaky_relu,
+        "silu": functional.silu,
+    }[act](v)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    dy[(v.detach().abs() < 1e-4)] = 0  # where the sign of a rounding decides
+    got = torch.autograd.grad(y, leaves, dy)
+    wanted = torch.autograd.grad(want, dense, dy.double())
+    scale = 1 + (x.abs().max() * 1e-7 * 320).item()  # of a mean's rounding, by the largest 1 / sqrt(eps)
+    torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=3e-5 * scale)
+    for ours_, theirs in zip(got, wanted, strict=True):
+        size = theirs.abs().max().item()
+        torch.testing.assert_close(ours_.double(), theirs, rtol=1e-4, atol=1e-5 * (1 + size) * scale)
