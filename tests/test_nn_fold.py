@@ -13,6 +13,16 @@ from torch import fx, nn
 KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
+class Choice(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Leaves(fx.Tracer):
+    def is_leaf_module(self, m, name):
+        return isinstance(m, Choice | Inside) or super().is_leaf_module(m, name)
+
+
 def filled(norm):
     """The same, with nothing at its neutral value, in evaluation."""
     for i, t in enumerate([*norm.parameters(), *norm.buffers()]):
@@ -36,6 +46,7 @@ def check(model, x, calls, ops=()):
     assert [getattr(f, "__name__", f) for f in functions if getattr(f, "__name__", f) != "_batch"] == list(
         ops
     )
+    assert not any(m.training for m in folded.modules())
     expected, result = model(x), folded(x)
     assert result.dtype == expected.dtype
     close(result, expected)
@@ -206,6 +217,9 @@ def test_layers_and_normalizations_left_alone():
         x,
         ["ParametrizedConv2d", "BatchNorm2d"],
     )
+    check(pair(nn.Linear(5, 4), nn.BatchNorm1d(3)), randn(2, 3, 5), ["Linear", "BatchNorm1d"])
+    twice = Net(lambda m, x: m.bn(*[m.conv(x)] * 2), conv=nn.Conv2d(4, 4, 1), bn=filled(ours.BatchNorm2d(4)))
+    check(twice.eval(), x, PAIR)
     # Scaled is traced into.
     folded = fold_bn(pair(Scaled(4, 4, 1), nn.BatchNorm2d(4)))
     assert set(norms(folded)) == {"1"} and "mul" in left(folded)
@@ -234,6 +248,26 @@ def test_a_shared_weight_stays_the_others():
     assert not torch.allclose(folded.conv.weight, model.conv.weight)
 
 
+class Inside(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)
+
+
+def test_a_layer_inside_a_leaf_stays():
+    """Nobody sees there that it is called twice."""
+    conv = nn.Conv2d(4, 4, 1)
+    model = Net(
+        lambda m, x: m.bn(m.conv(x)) + m.leaf(x), conv=conv, leaf=Inside(conv), bn=filled(nn.BatchNorm2d(4))
+    )
+    folded, x = fold_bn(model.eval(), tracer=Leaves()), randn(2, 4, 3, 3)
+    assert not norms(folded) and folded.conv is not folded.leaf.part
+    close(folded(x), model(x))
+
+
 # --- the original and the errors ----------------------------------------------------------------------------
 @pytest.mark.parametrize("fused", (False, True), ids=("torch", "fused"))
 def test_the_original_is_not_touched(fused):
@@ -260,19 +294,10 @@ def test_training_mode_is_refused():
         fold_bn(model.train())
 
 
-class Choice(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
 def test_tracers_and_graphs():
     model = nn.Sequential(*pair(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), Choice()).eval()
     with pytest.raises(RuntimeError, match=r"(?s)fold_bn: torch.fx cannot trace Sequential: .*tracer="):
         fold_bn(model)
-
-    class Leaves(fx.Tracer):
-        def is_leaf_module(self, m, name):
-            return isinstance(m, Choice) or super().is_leaf_module(m, name)
 
     x = randn(2, 4, 3, 3)
     folded = fold_bn(model, tracer=Leaves())

@@ -14,6 +14,7 @@ constexpr int64_t kPilot = 16;         // elements of a channel whose mean is th
 constexpr int64_t kChunk = 1024;       // elements of a channel in a chunk at least, if there are as many
 constexpr int64_t kChunkPixels = 512;  // of a chunk where channels are innermost
 constexpr int kMomentStrands = 4;      // places that these are read from in turn
+constexpr int kImageStrands = 2;       // images at once, where channels lie apart
 
 // The channels of a block while it is read. C: what a chunk is summed in.
 template <class T, class C>
@@ -56,19 +57,32 @@ ONEPASS_INLINE void add_deviation(V x, V shift, V& s, V& q) {
 }
 
 // --- channels apart ---------------------------------------------------------------------------------------
-template <class S, class T>
-ONEPASS_INLINE void add_run(const S* x, int64_t n, T shift, double& sum, double& squares) {
-  constexpr int kSums = 4;  // side by side, so that none waits for the addition before
-  Vector<S> s[kSums] = {}, q[kSums] = {};
+// n elements of each of kRows runs of a channel, `apart` from each other.
+template <int kRows, class S, class T>
+ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, double& sum, double& squares) {
+  constexpr int kSums = 4 / kRows;  // side by side, so that none waits for the addition before
+  Vector<S> s[kRows][kSums] = {}, q[kRows][kSums] = {};
   const Vector<S> k = broadcast<S>(shift);
   int64_t i = 0;
   for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
-    for (int j = 0; j < kSums; ++j) add_deviation(load_vector(x + i + j * kLanes<S>), k, s[j], q[j]);
-  for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
-    add_deviation(lanes.load(x + at, k), k, s[0], q[0]);
-  });
-  sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
-  squares += sum_of<S>((q[0] + q[1]) + (q[2] + q[3]));
+    for (int r = 0; r < kRows; ++r)
+      for (int j = 0; j < kSums; ++j)
+        add_deviation(load_vector(x + r * apart + i + j * kLanes<S>), k, s[r][j], q[r][j]);
+  for (int r = 0; r < kRows; ++r) {
+    for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
+      add_deviation(lanes.load(x + r * apart + at, k), k, s[r][0], q[r][0]);
+    });
+    for (int j = 1; j < kSums; ++j) {
+      s[r][0] += s[r][j];
+      q[r][0] += q[r][j];
+    }
+    if (r > 0) {
+      s[0][0] += s[r][0];
+      q[0][0] += q[r][0];
+    }
+  }
+  sum += sum_of<S>(s[0][0]);
+  squares += sum_of<S>(q[0][0]);
 }
 
 template <class S>
@@ -82,27 +96,49 @@ inline double mean_of(const S* x, int64_t n) {
   return sum / static_cast<double>(n);
 }
 
-template <class S, class T>
-void planar_moments(const NormCall& call, NormBlock block, ChunkSums<T, double> sums) {
-  const int64_t pixels = call.shape.pixels;
-  int64_t pending = 0;  // elements of each channel that are summed and not merged
-  for (int64_t image = block.first; image < block.last; ++image) {
-    const int64_t before = (image - block.first) * pixels;
+// The channels of a block while its images are read: so many at once, `apart` from each other.
+template <class S>
+struct PlanarMoments {
+  using T = Arithmetic<S>;
+  const NormCall& call;
+  NormBlock block;
+  ChunkSums<T, double> sums;
+  int64_t merged = 0, pending = 0;  // elements of each channel: in the moments; summed and not merged
+
+  template <int kRows>
+  void add(int64_t image, int64_t apart) {
+    const int64_t pixels = call.shape.pixels, stride = apart * call.shape.channels * pixels;
     const S* x = elements<S>(call.x, (image * call.shape.channels + block.begin) * pixels);
+    const bool long_run = pixels >= kChunk;
     for (int64_t c = 0; c < sums.channels; ++c, x += pixels) {
-      if (before == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
+      if (merged + pending == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
       for (int64_t i = 0; i < pixels; i += kChunk) {
         const int64_t n = std::min(kChunk, pixels - i);
-        add_run(x + i, n, sums.shift[c], sums.s[c], sums.q[c]);
-        if (pixels >= kChunk) sums.merge(c, c + 1, before + i, n);
+        add_runs<kRows>(x + i, stride, n, sums.shift[c], sums.s[c], sums.q[c]);
+        if (long_run) sums.merge(c, c + 1, merged + kRows * i, kRows * n);
       }
     }
-    if (pixels >= kChunk) continue;
-    pending += pixels;
-    if (pending < kChunk && image + 1 < block.last) continue;
-    sums.merge(0, sums.channels, before + pixels - pending, pending);
+    if (long_run)
+      merged += kRows * pixels;
+    else if ((pending += kRows * pixels) >= kChunk)
+      merge();
+  }
+  void merge() {
+    if (pending) sums.merge(0, sums.channels, merged, pending);
+    merged += pending;
     pending = 0;
   }
+};
+
+template <class S>
+void planar_moments(const NormCall& call, NormBlock block, ChunkSums<Arithmetic<S>, double> sums) {
+  PlanarMoments<S> moments{call, block, sums};
+  for_each_strand<kImageStrands>(block.first, block.last, 1,
+                                 [&](auto rows, int64_t image, int64_t count, int64_t apart) {
+                                   for (const int64_t end = image + count; image < end; ++image)
+                                     moments.template add<decltype(rows)::value>(image, apart);
+                                 });
+  moments.merge();
 }
 
 // --- channels innermost -----------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ struct NormPlan {
     const bool alone = !call.mask && !call.residual;  // with more to read at once, nothing is gained
     if (alone && run >= kLongRun && s.images * run * tensors <= kCacheBytes) return {true, 1, s.channels, 1};
 
-    const int64_t parts = std::clamp<int64_t>(s.images, 1, most);
+    const int64_t parts = std::clamp<int64_t>(s.images / 2, 1, most);  // two images go through one loop
     const int64_t groups = std::clamp<int64_t>(s.channels, 1, most / parts);
     return {false, parts, groups, (s.channels + groups - 1) / groups};
   }
