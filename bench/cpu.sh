@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The rows behind README.md's tables, measured on this machine's CPU:  bench/cpu.sh ROWS.jsonl  (ten minutes)
+# The rows behind README.md's tables, measured on this machine's CPU, in twenty minutes:
+#   bench/cpu.sh ROWS.jsonl NORMS.jsonl
 set -euo pipefail
 
-if [ $# -ne 1 ]; then
-    echo "usage: bench/cpu.sh ROWS.jsonl" >&2
+if [ $# -ne 2 ]; then
+    echo "usage: bench/cpu.sh ROWS.jsonl NORMS.jsonl" >&2
     exit 2
 fi
 python=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
@@ -18,3 +19,7 @@ bench optim --workload resnet50 --dtype bfloat16
 bench optim --workload resnet50 --dtype bfloat16 --state bf16
 bench optim --workload resnet50 --workload gpt2 --phase set-to-none zeroed --peers torch-fused torch-foreach --seconds 30
 bench amp --workload resnet50 --seconds 30
+
+rows=$2
+bench norm --seconds 3
+bench norm --seconds 3 --shape 256x56 64x56 --layout nchw --dtype float32 --fusion bn+relu --peers torch torch.compile

@@ -107,7 +107,7 @@ def _field(job: Job, peers: list[str]) -> Mapping[str, dict[str, Step]]:
 
 def _limits(tensors: Tensors) -> dict[str, Step]:
     """Two reads and a write, without residual: of as many bytes as each tensor has."""
-    x, dy, to = (torch.empty_like(tensors.dy) for _ in range(3))
+    x, dy, to = (tensors.dy.clone() for _ in range(3))  # written: pages that were not are all one page
     return {
         FORWARD: lambda: backends.two_read_probe([x], to),
         BACKWARD: lambda: backends.two_read_probe([x, dy], to),

@@ -85,9 +85,11 @@ class Tensors:
         )
 
     def torch(self) -> Tensor:
+        """As a ResNet has it: sum and ReLU in place."""
         y = functional.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, True)
-        y = y if self.z is None else y + self.z
-        return y if self.act is None else functional.relu(y)
+        if self.z is not None:
+            y += self.z
+        return y if self.act is None else functional.relu(y, inplace=True)
 
     def steps(self, forward: Callable[[], Tensor]) -> dict[str, Step]:
         """Forward and backward; backward is that of one forward, again and again."""

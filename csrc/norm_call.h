@@ -3,7 +3,6 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
 #include <tuple>
 
 #include "call.h"
@@ -109,7 +108,8 @@ inline RunningStats running_of(const NormArguments& a, const MaybeTensor& mean, 
   }
   if (!momentum && !batches && (mean || variance))
     fail(a.op, ": momentum is None, which needs num_batches_tracked");
-  running.momentum = momentum ? *momentum : std::numeric_limits<double>::quiet_NaN();
+  running.average = !momentum;
+  running.momentum = momentum.value_or(0);
   return running;
 }
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from onepass.bench import markdown
+from onepass.bench import markdown, norm_report, norm_rows
 from onepass.bench.rows import read_rows
 from onepass.info import support_markdown
 
@@ -21,6 +21,13 @@ def test_measured_tables_are_made_from_the_committed_rows():
     rows = read_rows(path)
     assert markdown.steps(rows) in README and markdown.phases(rows) in README
     assert markdown.amp(rows) in README
+    assert path.name in README
+
+
+def test_measured_table_of_normalizations_is_made_from_the_committed_rows():
+    (path,) = (ROOT / "bench" / "results").glob("norm-*.jsonl")
+    rows = norm_rows.read_rows(path)
+    assert norm_report.summary(rows) in README
     assert path.name in README
 
 

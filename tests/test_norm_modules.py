@@ -2,12 +2,13 @@
 
 import copy
 
-import onepass
 import pytest
 import torch
 from onepass import backends
 from onepass import nn as onn
 from onepass.nn import functional as ours
+from onepass.ops import OPS
+from onepass.testing import CASES
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -340,10 +341,12 @@ def test_checkpointing_recomputes_the_same():
     assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], plain)
 
 
-@pytest.mark.parametrize("training", (True, False))
-def test_average_momentum_asks_nothing_of_the_host(training: bool):
-    """torch reads num_batches_tracked, which on a GPU waits for it."""
-    module = onepass.nn.BatchNorm2d(5, momentum=None).train(training)
+@pytest.mark.parametrize("name", [op.name for op in OPS if op.bench == "norm"])
+def test_the_reference_asks_nothing_of_the_host(name: str):
+    """torch reads num_batches_tracked, which on a GPU waits for it. What an op does inside is seen only where it
+    is called past the dispatcher; C++ reads it where it is."""
+    cases = {case.name: case for case in CASES[name]}
+    arguments = cases.get("average", cases.get("residual_relu", cases["rows"]))(0, torch.float32)
     seen = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -352,6 +355,41 @@ def test_average_momentum_asks_nothing_of_the_host(training: bool):
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        module(torch.randn(SHAPES[2]))
+        backends.target(f"onepass.reference.norm:{name}")(**arguments)
     assert not {"aten::_local_scalar_dense", "aten::item"} & set(seen)
-    assert sum(name.startswith("onepass::") for name in seen) == 1
+    assert any(called.startswith("aten::") for called in seen)
+
+
+@each_backend
+def test_without_a_counter_an_average_stays_where_it_is(backend: str):
+    """There is nothing to divide by, and nothing to read."""
+    x = torch.randn(SHAPES[2])
+    with backends.use_backend(backend):
+        for training in (True, False):
+            y = ours.batch_norm(x, None, None, training=training, momentum=None)
+            want = functional.batch_norm(x, None, None, training=True)
+            torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+        mean, var = torch.zeros(5), torch.ones(5)
+        ours.batch_norm(x, mean, var, training=True, momentum=float("nan"))
+    assert mean.isnan().all() and var.isnan().all()
+
+
+@each_backend
+@pytest.mark.parametrize("training", (True, False))
+def test_no_channels(backend: str, training: bool):
+    module = onn.BatchNorm1d(0).train(training)
+    with backends.use_backend(backend):
+        assert module(torch.zeros(5, 0)).shape == (5, 0)
+
+
+def test_forward_mode_says_that_it_is_not_implemented():
+    """Rather than a tangent of zero."""
+    x = torch.randn(SHAPES[2])
+    with pytest.raises((NotImplementedError, RuntimeError), match="jvp|forward"):
+        torch.func.jvp(lambda t: ours.batch_norm(t, None, None, training=True), (x,), (x,))
+
+
+def test_given_statistics_are_not_differentiable():
+    mean = torch.zeros(5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="not differentiable with respect to running_mean"):
+        ours.batch_norm(torch.randn(SHAPES[2]), mean, torch.ones(5))

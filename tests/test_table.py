@@ -71,7 +71,7 @@ def test_check_resolves(op: Op):
 
 @each_op
 def test_triton_target_resolves(op: Op):
-    assert (op.triton is None) == ("CUDA" not in op.cpp)
+    assert (op.triton is None) == op.single
     if op.triton is not None:
         need("triton")
         assert callable(backends.target(op.triton))
@@ -135,7 +135,8 @@ def test_has_a_fake(op: Op):
 @each_op
 def test_dispatcher_has_the_kernels_of_the_table(op: Op):
     assert _has_kernel(op, "CPU") == ("CPU" in op.cpp)
-    assert _has_kernel(op, "CUDA") == ("CUDA" in op.cpp and backends.backend_of("cuda") != "reference")
+    by_cpp = "CUDA" in op.cpp and backends.without_cuda is None
+    assert _has_kernel(op, "CUDA") == (by_cpp or (op.triton is not None and backends._has_triton()))
 
 
 @needs_cpp

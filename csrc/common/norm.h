@@ -50,9 +50,13 @@ struct NormCall {
 struct RunningStats {
   ChannelVector mean, variance;
   int64_t* batches = nullptr;  // counted up by one; null where nobody counts
-  double momentum = 0;         // NaN: the average over all batches, 1 / batches
+  bool average = false;        // over all batches so far, instead of by momentum
+  double momentum = 0;
 
-  double factor() const { return momentum == momentum ? momentum : 1.0 / static_cast<double>(*batches); }
+  double factor() const {
+    if (!average) return momentum;
+    return batches ? 1.0 / static_cast<double>(*batches) : 0;
+  }
 };
 
 }  // namespace onepass

@@ -39,7 +39,7 @@ struct Gated {
     const Vector<S> g = lanes.load(dy + i);
     if constexpr (act == Activation::kNone) return g;
     if constexpr (by == By::kBits)
-      return gate<act>(g, lanes_of<S>(read_bits<kLanes<S>>(mask, at + i)), negative_slope);
+      return gate<act>(g, lanes_of<S>(read_bits<kLanes<S>>(mask, at + i, lanes.loaded())), negative_slope);
     Vector<S> v = normalise(xs, mean, scale, shift);
     if constexpr (by == By::kInputAndResidual) v += lanes.load(z + i);
     return activation_grad<act>(g, v, negative_slope);

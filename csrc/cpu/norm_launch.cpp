@@ -104,6 +104,7 @@ static void backwards(NormKernels::Apply kernel, const NormCall& call, const voi
   }
 }
 static void everywhere(NormKernels::Apply kernel, const NormCall& call, const void* table) {
+  if (call.shape.numel() == 0) return;
   // Whole pixels, and whole bytes of a mask.
   const int64_t unit = call.shape.channels_last ? 8 * call.shape.channels : 64;
   const int64_t numel = call.shape.numel(), pieces = pieces_of(numel);
@@ -222,7 +223,7 @@ static void apply_moments(const NormCall& call, const T* moments, int64_t proces
     else
       channels.set_stats(c, 0, 0, eps);
   });
-  if (call.shape.numel() > 0) everywhere(apply_kernel(call), call, channels.table);
+  everywhere(apply_kernel(call), call, channels.table);
 }
 
 template <class T>

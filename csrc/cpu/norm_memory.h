@@ -77,15 +77,15 @@ class BitWriter {
   int count_ = 0;
 };
 
-// n bits from bit `at` on, and others above them.
-template <int n>
-ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at) {
-  const unsigned within = static_cast<unsigned>(at) % 8;
+// n bits, kMost at most, from bit `at` on, and others above them. No byte is read that has none of them.
+template <int kMost>
+ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at, int64_t n) {
+  const unsigned within = static_cast<unsigned>(at) % 8, last = (within + static_cast<unsigned>(n) - 1) / 8;
   const uint8_t* from = mask + (at >> 3);
-  const unsigned last = (within + n - 1) / 8;  // the byte of the last bit; no other behind it is read
   unsigned bits = from[0];
-  if constexpr (n > 8) bits |= static_cast<unsigned>(from[1]) << 8 | static_cast<unsigned>(from[last]) << 16;
-  if constexpr (n <= 8) bits |= static_cast<unsigned>(from[last]) << 8;
+  if constexpr (kMost > 8)
+    bits |= static_cast<unsigned>(from[last < 1 ? last : 1]) << 8 | static_cast<unsigned>(from[last]) << 16;
+  if constexpr (kMost <= 8) bits |= static_cast<unsigned>(from[last]) << 8;
   return bits >> within;
 }
 

@@ -17,6 +17,7 @@ constexpr int64_t kCacheBytes = 1 << 20;  // that a channel may take, in all ten
 constexpr int64_t kFewPixels = 32, kMostColumns = 8192;
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kElementsPerPart = 131'072;  // at least
+constexpr int64_t kRowsPerPart = 16;           // each has five numbers a channel of its own
 
 struct NormPlan {
   bool by_channel;
@@ -31,7 +32,7 @@ struct NormPlan {
   static NormPlan make(const NormCall& call, int64_t tensors) {
     const NormShape& s = call.shape;
     const int64_t most = std::clamp<int64_t>(s.numel() / kElementsPerPart, 1, kMostParts);
-    if (s.channels_last) return {false, std::clamp<int64_t>(s.rows(), 1, most), 1, s.channels};
+    if (s.channels_last) return {false, std::clamp<int64_t>(s.rows() / kRowsPerPart, 1, most), 1, s.channels};
 
     const int64_t run = s.pixels * size_of(call.dtype);
     const bool alone = !call.mask && !call.residual;  // with more to read at once, nothing is gained

@@ -189,6 +189,7 @@ ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past 
 template <class S>
 struct Whole {
   static constexpr int64_t n = kLanes<S>;
+  static constexpr int64_t loaded() { return kLanes<S>; }
   ONEPASS_INLINE Vector<S> load(const S* from) const { return load_vector(from); }
   ONEPASS_INLINE Vector<S> load(const S* from, Vector<S>) const { return load_vector(from); }
   ONEPASS_INLINE Vector<S> load_wide(const Arithmetic<S>* from) const {
@@ -224,6 +225,7 @@ struct Few {
   using T = Arithmetic<S>;
   int64_t n;
 
+  int64_t loaded() const { return n; }
   Vector<S> load(const S* from, Vector<S> rest = Vector<S>{}) const {
     S part[kLanes<S>] = {};
     std::memcpy(part, from, static_cast<size_t>(n) * sizeof(S));

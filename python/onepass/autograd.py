@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 _OPS = torch.ops.onepass
 
@@ -140,9 +140,15 @@ def _gradients(
     )
 
 
+def _has_tangent(t: Tensor | None) -> bool:
+    return t is not None and forward_ad.unpack_dual(t).tangent is not None
+
+
 def _record(op: Any, training: bool, tensors: tuple[Tensor | None, ...], options: dict[str, Any]):
     options = {"eps": 1e-5, "act": None, "negative_slope": 0.01} | options
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4]):
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4])
+    # Forward mode goes the same way, and torch says there that it is not implemented.
+    if recorded or (forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))):
         return _Forward.apply(op, options, training, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*tensors, **options)
@@ -153,4 +159,7 @@ def batch_norm_fwd(*tensors: Tensor | None, **options: Any):
 
 
 def batch_norm_eval(*tensors: Tensor | None, **options: Any):
+    for name, t in zip(("running_mean", "running_var"), tensors[4:], strict=True):
+        if torch.is_grad_enabled() and t is not None and t.requires_grad:
+            raise RuntimeError(f"batch_norm_eval: not differentiable with respect to {name}")
     return _record(_OPS.batch_norm_eval.default, False, tensors, options)

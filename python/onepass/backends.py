@@ -90,7 +90,7 @@ def _register() -> torch.library.Library:
         for name, schema in op.overloads.items():
             library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
             library.impl(name, _checked(op, op.reference), "CompositeExplicitAutograd")
-            if op.triton and _has_triton() and without_cuda is not None:
+            if op.triton and _has_triton() and (without_cuda is not None or "CUDA" not in op.cpp):
                 library.impl(name, _checked(op, op.triton), "CUDA")
             torch.library.register_fake(f"onepass::{name}", _fake(op), lib=library)
         if op.autograd:

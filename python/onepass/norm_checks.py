@@ -168,7 +168,7 @@ def batch_norm_fwd(
     _affine(op, input, residual, weight, bias, values)
     _running(op, input, running_mean, running_var, num_batches_tracked, momentum, values)
     _eps(op, eps, zero=False)
-    if input.numel() == input.shape[1] != 0:
+    if input.shape[:1].numel() * input.shape[2:].numel() == 1:
         shape = list(input.shape)
         _fail(op, f"expected more than 1 value per channel when training, got input of shape {shape}")
 

@@ -91,7 +91,7 @@ def batch_norm(
 
 def _check_training(input: Tensor, eps: float) -> None:
     """torch's own errors."""
-    if input.dim() >= 2 and input.numel() == input.shape[1]:
+    if input.dim() >= 2 and input.shape[:1].numel() * input.shape[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.size()}"
         )

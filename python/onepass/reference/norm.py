@@ -3,6 +3,8 @@
 Formulas and order as in csrc/rules/norm.h; what is saved (`stats`, `mask`) as onepass/ops.py has it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +26,7 @@ def _is_dense_image(t: Tensor) -> bool:
         return True
     steps = [t.stride(d) for d in order]
     sizes = [t.shape[d] for d in order]
-    dense = steps == [int(torch.tensor(sizes[i + 1 :]).prod()) for i in range(len(sizes))]
+    dense = steps == [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     image = 0 not in order or order[0] == 0
     rest = [d for d in order if d != 0]
     return dense and image and (1 not in rest or 1 in (rest[0], rest[-1]))
@@ -87,9 +89,10 @@ def _stats(mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype) -> Te
     return torch.stack([high, low.to(dtype), (variance + eps).rsqrt().to(dtype)])
 
 
-def _follow(running: Tensor | None, now: Tensor, momentum: float | Tensor) -> None:
+def _follow(running: Tensor | None, now: Tensor, momentum: float | Tensor, some: Tensor) -> None:
+    """some: are there elements at all?"""
     if running is not None:
-        running.copy_((1 - momentum) * running.double() + momentum * now)
+        running.copy_(torch.where(some, (1 - momentum) * running.double() + momentum * now, running.double()))
 
 
 # --- activations ------------------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def batch_norm_eval(
 
 def batch_norm_stats(input: Tensor) -> Tensor:
     dtype = _arithmetic(input)
-    count = torch.tensor([input.numel() // max(1, input.shape[1])], dtype=dtype, device=input.device)
+    count = torch.full((1,), _count(input), dtype=dtype, device=input.device)
     if input.numel() == 0:
         return torch.cat([count.new_zeros(3 * input.shape[1]), count])
     mean, m2 = _moments(input)
@@ -192,16 +195,19 @@ def batch_norm_stats(input: Tensor) -> Tensor:
     return torch.cat([high_low, m2.to(dtype), count])
 
 
+def _count(input: Tensor) -> int:
+    return input.shape[:1].numel() * input.shape[2:].numel()
+
+
 def _merged(moments: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and m2 over all processes that have elements."""
-    rows = [row.double() for row in moments.reshape(-1, 3 * channels + 1)]
-    count = sum(row[-1] for row in rows)
-    means = [row[:channels] + row[channels : 2 * channels] for row in rows]
-    mean = sum(row[-1] / count * m if row[-1] > 0 else 0 * m for row, m in zip(rows, means, strict=True))
-    m2 = sum(
-        row[2 * channels : -1] + row[-1] * (m - mean).square() if row[-1] > 0 else 0 * m
-        for row, m in zip(rows, means, strict=True)
-    )
+    """Count, mean and m2 over all processes; those without elements do not matter."""
+    rows = moments.double().view(-1, 3 * channels + 1)
+    counts = rows[:, -1:]
+    count = counts.sum()
+    filled = counts > 0
+    means = torch.where(filled, rows[:, :channels] + rows[:, channels : 2 * channels], 0.0)
+    mean = torch.where(filled, counts / count * means, 0.0).sum(0)
+    m2 = torch.where(filled, rows[:, 2 * channels : -1] + counts * (means - mean).square(), 0.0).sum(0)
     return count, mean, m2
 
 
@@ -224,13 +230,12 @@ def batch_norm_apply(
     if num_batches_tracked is not None:
         num_batches_tracked += 1
     count, mean, m2 = _merged(moments, input.shape[1])
-    if count == 0:
-        mean, m2, count = torch.zeros_like(mean), torch.zeros_like(m2), torch.ones_like(count)
-    else:
-        factor = momentum if momentum is not None else _average(num_batches_tracked)
-        _follow(running_mean, mean, factor)
-        _follow(running_var, m2 / (count - 1).clamp(min=1), factor)
-    return _forward(input, residual, weight, bias, mean, m2 / count, eps, act, negative_slope, saving)
+    some = count > 0
+    factor = momentum if momentum is not None else _average(num_batches_tracked)
+    _follow(running_mean, mean, factor, some)
+    _follow(running_var, m2 / (count - 1).clamp(min=1), factor, some)
+    variance = torch.where(some, m2 / count, 0.0)
+    return _forward(input, residual, weight, bias, mean, variance, eps, act, negative_slope, saving)
 
 
 def _average(num_batches_tracked: Tensor | None) -> Tensor | float:
@@ -315,7 +320,7 @@ def batch_norm_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     g, centred = _gated(grad_output, input, residual, weight, bias, stats, mask, act, negative_slope)
     sum, dot = _sums(g, centred)
-    sums = (sum, dot, max(1, input.numel() // max(1, input.shape[1]))) if training else None
+    sums = (sum, dot, max(1, _count(input))) if training else None
     with_residual = mask.numel() > 0 or residual is not None
     grads = _input_grads(g, centred, input, weight, stats, sums, with_residual)
     return *grads, *_affine_grads(input, sum, dot, stats, weight, bias)
@@ -335,7 +340,7 @@ def batch_norm_bwd_stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     g, centred = _gated(grad_output, input, residual, weight, bias, stats, mask, act, negative_slope)
     sum, dot = _sums(g, centred)
-    count = sum.new_tensor([input.numel() // max(1, input.shape[1])])
+    count = sum.new_full((1,), _count(input))
     sums = torch.cat([sum, dot, count]).to(stats.dtype)
     return sums, *_affine_grads(input, sum, dot, stats, weight, bias)
 

@@ -227,6 +227,6 @@ _NORMS: dict[str, tuple[Callable[..., Call], dict[str, dict[str, Any]]]] = {
 }
 for _name, (_build, _settings) in _NORMS.items():
     CASES[_name] = tuple(
-        Case(name, partial(_build, **settings), norm_cases.FEW.get(name, FLOATS))
+        Case(name, partial(_build, **settings), norm_cases.dtypes(name))
         for name, settings in _settings.items()
     )

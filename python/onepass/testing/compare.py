@@ -38,6 +38,13 @@ def compare(
     """
     found = []
     for name in want:
+        if name in PACKED and name in written and _alike(got[name], want[name]):
+            found += [
+                Mismatch(op, case, name, f"{part} {message}")
+                for part, ours, theirs in PACKED[name](got[name].double(), want[name].double())
+                if (message := _beyond(ours, theirs, _allowed_of_part(want[name].dtype, theirs)))
+            ]
+            continue
         floor = (FLOOR_OF_SUMS if name in CANCELS else FLOOR) * _largest(want[name])
         for place, ours, theirs, old in _leaves(name, got[name], want[name], before.get(name)):
             message = _difference(name, ours, theirs, old, floor) if name in written else _change(ours, old)
@@ -46,6 +53,54 @@ def compare(
     return found
 
 
+# --- several quantities in one tensor -------------------------------------------------------------------------
+# Each against a size of its own: a mean in units of the deviation, squared deviations and deviations by what is
+# wanted, so that 1 is the size of all of them. They are the rows that onepass/ops.py describes.
+def _stats(got: Tensor, want: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    return [
+        ("mean", got[:2].sum(0) * want[2], want[:2].sum(0) * want[2]),
+        ("1 / deviation", got[2] / want[2], want[2] / want[2]),
+    ]
+
+
+def _moments(got: Tensor, want: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    ours, theirs = got[:-1].view(3, -1), want[:-1].view(3, -1)
+    deviation = (theirs[2] / want[-1]).sqrt()
+    unit = torch.where(deviation > 0, 1 / deviation, 1.0)
+    square = torch.where(theirs[2] > 0, 1 / theirs[2], 1.0)
+    return [
+        ("mean", ours[:2].sum(0) * unit, theirs[:2].sum(0) * unit),
+        ("squared deviations", ours[2] * square, theirs[2] * square),
+        ("count", got[-1:], want[-1:]),
+    ]
+
+
+def _sums(got: Tensor, want: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    ours, theirs = got[:-1].view(2, -1), want[:-1].view(2, -1)
+    size = theirs.abs().amax(1, keepdim=True).clamp(min=1e-30) if theirs.numel() else 1.0
+    return [
+        ("sum of g", (ours / size)[0], (theirs / size)[0]),
+        ("sum of g * (input - mean)", (ours / size)[1], (theirs / size)[1]),
+        ("count", got[-1:], want[-1:]),
+    ]
+
+
+PACKED = {"stats": _stats, "moments": _moments, "sums": _sums}
+
+
+def _alike(got: Any, want: Any) -> bool:
+    """Tensors that can be taken apart alike; others are told apart as a whole."""
+    tensors = isinstance(got, Tensor) and isinstance(want, Tensor)
+    return tensors and (got.shape, got.dtype, got.device) == (want.shape, want.dtype, want.device)
+
+
+def _allowed_of_part(dtype: torch.dtype, want: Tensor) -> Tensor:
+    """What is left of float32 sums beside 1; float64 keeps no low part of a mean, and loses by its size."""
+    size = _finite_size(want).clamp(min=1.0) if dtype == torch.float64 else torch.ones_like(want)
+    return FLOOR_OF_SUMS * TOLERANCES[dtype].rtol * size
+
+
+# --- one quantity ---------------------------------------------------------------------------------------------
 def _leaves(place: str, got: Any, want: Any, before: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     if not isinstance(want, list | tuple):
         yield place, got, want, before

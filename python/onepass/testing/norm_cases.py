@@ -330,15 +330,22 @@ HALVES = {
     "residual_relu_last": _LAST["residual_relu_last"],
 }
 
-# float16 has no such numbers, and float64 sees no difference in the others.
-FEW = {
+# What an activation does is tried in every dtype, how memory lies in two, which differ in width.
+_NARROW = (torch.float32, torch.bfloat16)
+_EVERY = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FEW = {
+    # float16 has no such numbers.
     "huge": (torch.float32, torch.float64, torch.bfloat16),
     "tiny": (torch.float32, torch.float64, torch.bfloat16),
     # A float64 mean is off by a rounding, which the least deviation makes large.
     "constant": (torch.float32, *HALF),
     "half_parameters": HALF,
-    "threads": (torch.float32, torch.bfloat16),
-    "threads_last": (torch.float32, torch.bfloat16),
     "past_the_caches": (torch.float32,),
     "past_the_caches_last": (torch.float32,),
 }
+
+
+def dtypes(name: str) -> tuple[torch.dtype, ...]:
+    plain = name.removesuffix("_given").removesuffix("_last")
+    every = plain in _ACTS or name in _SPOILT or name in ("far_from_zero", "large")
+    return _FEW.get(name, _EVERY if every else _NARROW)
