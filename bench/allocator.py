@@ -1,8 +1,8 @@
 """How the C library's allocator treats large blocks.
 
-By default it gives the largest back to the system, which clears every page before it hands it out again: page
-faults then cost more than the kernels. A training loop that reuses its buffers, or an allocator that keeps them,
-has none of that. Both are worth a look, for all contestants alike.
+By default it gives the largest back to the system, which clears every page before it hands it out again:
+page faults then cost more than the kernels. A training loop that reuses its buffers, or an allocator that
+keeps them, has none of that. Both are worth a look, for all contestants alike.
 """
 
 import ctypes

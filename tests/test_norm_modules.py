@@ -343,8 +343,8 @@ def test_checkpointing_recomputes_the_same():
 
 @pytest.mark.parametrize("name", [op.name for op in OPS if op.bench == "norm"])
 def test_the_reference_asks_nothing_of_the_host(name: str):
-    """torch reads num_batches_tracked, which on a GPU waits for it. What an op does inside is seen only where it
-    is called past the dispatcher; C++ reads it where it is."""
+    """torch reads num_batches_tracked, which on a GPU waits for it. What an op does inside is seen only where
+    it is called past the dispatcher; C++ reads it where it is."""
     cases = {case.name: case for case in CASES[name]}
     arguments = cases.get("average", cases.get("residual_relu", cases["rows"]))(0, torch.float32)
     seen = []
@@ -385,7 +385,7 @@ def test_no_channels(backend: str, training: bool):
 def test_forward_mode_says_that_it_is_not_implemented():
     """Rather than a tangent of zero."""
     x = torch.randn(SHAPES[2])
-    with pytest.raises((NotImplementedError, RuntimeError), match="jvp|forward"):
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
         torch.func.jvp(lambda t: ours.batch_norm(t, None, None, training=True), (x,), (x,))
 
 

@@ -70,8 +70,8 @@ _MORE = """
     Constructor and state_dict are torch.nn.{name}'s; in its place in a model it trains alike.
 
     Args:
-        act: None, "relu", "leaky_relu" or "silu", applied in the same pass. torch's own conversions know nothing
-            of it and drop it: use onepass.nn.SyncBatchNorm.convert_sync_batchnorm and onepass.nn.fold_bn.
+        act: None, "relu", "leaky_relu" or "silu", applied in the same pass. torch's own conversions know
+            nothing of it and drop it: use SyncBatchNorm.convert_sync_batchnorm and fold_bn of onepass.nn.
         negative_slope: of leaky_relu.
         All others: torch.nn.{name}.
 

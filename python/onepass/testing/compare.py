@@ -53,9 +53,9 @@ def compare(
     return found
 
 
-# --- several quantities in one tensor -------------------------------------------------------------------------
-# Each against a size of its own: a mean in units of the deviation, squared deviations and deviations by what is
-# wanted, so that 1 is the size of all of them. They are the rows that onepass/ops.py describes.
+# --- several quantities in one tensor ---------------------------------------------------------------------
+# Each against a size of its own: a mean in units of the deviation, squared deviations and deviations by what
+# is wanted, so that 1 is the size of all of them. They are the rows that onepass/ops.py describes.
 def _stats(got: Tensor, want: Tensor) -> list[tuple[str, Tensor, Tensor]]:
     return [
         ("mean", got[:2].sum(0) * want[2], want[:2].sum(0) * want[2]),
@@ -100,7 +100,7 @@ def _allowed_of_part(dtype: torch.dtype, want: Tensor) -> Tensor:
     return FLOOR_OF_SUMS * TOLERANCES[dtype].rtol * size
 
 
-# --- one quantity ---------------------------------------------------------------------------------------------
+# --- one quantity -----------------------------------------------------------------------------------------
 def _leaves(place: str, got: Any, want: Any, before: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     if not isinstance(want, list | tuple):
         yield place, got, want, before
