@@ -160,6 +160,7 @@ def test_machine_code(kernel: str, layout: str, dtype: str, target: int, tmp_pat
     assert all(t["LDG8"] <= 2 and t["STG8"] <= 2 for t in tiles), tiles  # a byte of the mask for eight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act, residual", ((None, False), ("leaky_relu", False), ("silu", True)))
 @pytest.mark.parametrize("layout", SHAPES)
 @pytest.mark.parametrize("dtype", ("bfloat16", pytest.param("float64", marks=pytest.mark.slow)))
