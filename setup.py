@@ -45,12 +45,16 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/as_torch.cpp": ["-ffp-contract=off"],
     "csrc/cpu/norm.cpp": ["-Wno-maybe-uninitialized"],  # of which gcc 12 suspects its own intrinsics
 }
-HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind", "bind_norm")]
+HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "isa")]
+# Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
+EVERYWHERE = ["csrc/bind_norm.cpp"]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
 CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]
 CUDA += ["csrc/cuda/grads.cu", "csrc/cuda/amp.cu", "csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
+CUDA += [f"csrc/cuda/norm_{name}.cu" for name in ("f32", "f64", "bf16", "f16")]
+CUDA += ["csrc/cuda/norm_launch.cpp", "csrc/norm_cuda.cpp"]
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
@@ -142,6 +146,8 @@ def build_cpu(ninja: NinjaFile) -> None:
     table = " ".join(f"ISA({isa.name}, {str(isa.opt_in).lower()})" for isa in ISAS)
     for source in HOST:
         ninja.compile(source, flags=[f"-DONEPASS_ISAS={table}"] if source.endswith("isa.cpp") else [])
+    for source in EVERYWHERE:
+        ninja.compile(source, flags=["-DONEPASS_KEY=CPU"])
     for source, flags in KERNELS.items():
         for isa in ISAS:
             ninja.compile(source, f".{isa.name}", [*isa.flags.split(), *flags, f"-DONEPASS_ISA={isa.name}"])
@@ -160,6 +166,8 @@ def build_cuda(ninja: NinjaFile) -> None:
     ninja.rule("link", [shlex.join(link), "$in -o $out", shlex.join(link_flags)])
     for source in CUDA:
         ninja.compile(source)
+    for source in EVERYWHERE:
+        ninja.compile(source, flags=["-DONEPASS_KEY=CUDA"])
 
 
 class Build(build_ext):

@@ -130,11 +130,25 @@ bench() { # NAME LIMIT OPTIONS...
     shift 2
     stage "bench-$name" 06-bench.log "$limit" 0 "${onepass[@]}" bench "$area" --device cuda --json "$out/rows.jsonl" "$@"
 }
-for workload in resnet50 1B gpt2 tiny2000 llama; do
+norm() { # NAME LIMIT LAYOUT DTYPE OPTIONS...: the layers that are the largest, and one of many channels
+    area=norm bench "norm-$1" "$2" --layout "$3" --dtype "$4" --peers torch --seconds 0.6 "${@:5}"
+}
+layers=(64x112 256x56 512x28 2048x7)
+for workload in resnet50 1B; do
+    bench "$workload-float32" 40 --seconds 4 --workload "$workload"
+done
+for layout in nhwc nchw; do
+    norm "$layout-bfloat16" 30 "$layout" bfloat16 --shape "${layers[@]}"
+done
+norm compile 40 nhwc bfloat16 --shape 256x56 --peers torch torch.compile apex
+for workload in gpt2 tiny2000 llama; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"
 done
 for workload in resnet50 gpt2 llama; do
     bench "phase-$workload" 50 --seconds 4 --workload "$workload" --phase set-to-none zeroed
+done
+for layout in nhwc nchw; do
+    norm "$layout-float32" 30 "$layout" float32 --shape "${layers[@]:1}"
 done
 area=amp bench amp-resnet50 40 --seconds 3 --workload resnet50
 bench optimizers 60 --seconds 2 --workload resnet50 --optimizer adam sgd sgd-momentum rmsprop adagrad lion

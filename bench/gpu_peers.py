@@ -92,15 +92,19 @@ def pools(job: Job, sets: int, device: str = "cuda") -> list[Pool]:
     return [Pool(parameters(job.workload, job.dtype, device)) for _ in range(sets)]
 
 
-def _copy(elements: int, device: str) -> Callable[[], None]:
-    """A copy of COPY bytes an element from one buffer to another, in chunks far larger than any cache."""
-    total = COPY * elements
+def buffers(total: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """To copy so many bytes from and to, in chunks far larger than any cache."""
     size = min(total, CHUNK)
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return source, target
+
+
+def copying(total: int, source: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
+    """A copy of so many bytes, as many at a time as the buffers hold."""
 
     def step() -> None:
-        for start in range(0, total, size):
-            count = min(size, total - start)
+        for start in range(0, total, source.numel()):
+            count = min(source.numel(), total - start)
             target[:count].copy_(source[:count])
 
     return step
@@ -124,7 +128,8 @@ class Builder:
         """A contestant and, of onepass and the first peer, its parts; each instance has done a step."""
         shared = self._pools()
         if name == LIMIT:
-            steps = [_copy(self.job.elements(), self.device) for _ in shared]
+            total = COPY * self.job.elements()
+            steps = [copying(total, *buffers(total, self.device)) for _ in shared]
             return [Contestant(LIMIT, turning(steps), None, 2 * COPY, instances=len(steps))]
         stands_for = self.first[0] if name == NULL else name
         served = backend(name, self.device)

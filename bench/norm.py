@@ -3,30 +3,30 @@
 import argparse
 import gc
 import itertools
-import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import onepass
 import torch
-from onepass import backends
 from onepass.testing.threads import threads as torch_threads
 
-from . import allocator, machine, norm_jobs
-from .clock import Clock, Laps, headline, race, spread
-from .norm_jobs import BACKWARD, FORWARD, FUSIONS, Job, Tensors
-from .norm_report import show
-from .norm_rows import SCHEMA, Row
+from . import allocator, norm_jobs, norm_peers, peers, venues
+from .norm_jobs import FUSIONS, Job
+from .norm_measured import rows_of
+from .norm_peers import APEX, COMPILED, EAGER, LIMIT, NULL, OURS, PEERS
+from .norm_rows import Row
+from .norm_table import show
 from .optim import Progress
+from .peers import Contestant
+from .venues import Venue
 
 __all__ = ["Block", "add_arguments", "show", "sweep"]
 
-OURS, EAGER, COMPILED, NULL, LIMIT = "onepass", "torch", "torch.compile", "null", "limit"
-BOTH = "both"
-Step = Callable[[], object]
+# What is measured where nothing is asked for, the more important first.
+BATCH = {"cpu": 16, "cuda": 256}
+DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16", "float32"]}
+ALLOCATORS = (allocator.DEFAULT, allocator.KEPT)  # in this order, as there is no way back
+USUAL = {"cpu": [EAGER], "cuda": [EAGER, COMPILED, APEX]}
 
 
 @dataclass
@@ -35,14 +35,18 @@ class Block:
 
     title: str
     rows: list[Row]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # who was left out and why, one line each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    def several(name: str, choices: Any, default: list[str], doc: str) -> None:
-        parser.add_argument(
-            name, nargs="+", choices=choices, default=default, help=f"{doc}; default: {' '.join(default)}"
-        )
+    def several(name: str, choices: Any, default: list[str] | None, doc: str) -> None:
+        if default:
+            doc += f"; default: {' '.join(default)}"
+        parser.add_argument(name, nargs="+", choices=choices, default=default, help=doc)
+
+    def on_each(usual: dict[str, Any]) -> str:
+        texts = {d: " ".join(v) if isinstance(v, list) else v for d, v in usual.items()}
+        return "; default: " + ", ".join(f"{text} on {device}" for device, text in texts.items())
 
     shapes = list(norm_jobs.SHAPES)
     parser.add_argument(
@@ -52,121 +56,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=shapes,
         help="channels x pixels across, of ResNet-50's layers; default: all",
     )
-    parser.add_argument("--batch", type=int, default=16, help="images; default: 16")
+    parser.add_argument("--batch", type=int, help=f"images{on_each(BATCH)}")
     several("--layout", norm_jobs.LAYOUTS, list(norm_jobs.LAYOUTS), "nhwc is channels_last")
-    several("--dtype", norm_jobs.DTYPES, ["float32", "bfloat16"], "of the images")
+    several("--dtype", norm_jobs.DTYPES, None, f"of the images{on_each(DTYPES)}")
     several("--fusion", FUSIONS, ["bn+relu", "bn+add+relu"], "what is done in one call")
-    several("--peers", (EAGER, COMPILED), [EAGER], "whom to compare with")
+    several(
+        "--peers",
+        PEERS,
+        None,
+        "whom to compare with; torch's eager calls take part always, in place and out of place; apex where "
+        f"it is installed, on cuda and nhwc{on_each(USUAL)}",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument(
         "--allocator",
-        choices=(allocator.KEPT, allocator.DEFAULT),
-        default=allocator.KEPT,
-        help="kept: freed memory is used again, as in a training loop that reuses its buffers; default: "
-        "the C library's own way, in which page faults cost more than the kernels. Default: kept",
+        nargs="+",
+        choices=ALLOCATORS,
+        default=[allocator.KEPT],
+        help="of the CPU. kept: freed memory is used again, as in a training loop that reuses its buffers; "
+        "default: the C library's own way, in which page faults cost more than the kernels. Default: kept",
     )
 
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
-    allocator.use(args.allocator)
-    jobs = itertools.product(args.layout, args.dtype, args.fusion, args.shape)
+    if args.device != "cpu":
+        yield from _sweep(args, venues.of(args.device), "torch", progress)
+        return
+    for name in ALLOCATORS:
+        if name in args.allocator:
+            allocator.use(name)
+            yield from _sweep(args, venues.of(args.device), name, progress)
+
+
+def _sweep(args: argparse.Namespace, venue: Venue, memory: str, progress: Progress) -> Iterator[Block]:
+    batch, dtypes = args.batch or BATCH[args.device], args.dtype or DTYPES[args.device]
+    jobs = itertools.product(args.layout, dtypes, args.fusion, args.shape)
     for (layout, dtype, fusion, shape), threads in itertools.product(jobs, args.threads):
-        job = Job(shape, args.batch, layout, dtype, fusion)
+        job = Job(shape, batch, layout, dtype, fusion)
         with torch_threads(threads):
-            yield _block(job, args, threads, progress)
-        gc.collect()
+            yield _block(job, args, threads, venue, memory, progress)
 
 
-def _block(job: Job, args: argparse.Namespace, threads: int, progress: Progress) -> Block:
-    title = f"{job.title} · {threads} thread{'s' if threads > 1 else ''}"
-    steps = {
-        f"{name} {direction}": step
-        for name, its in _field(job, args.peers).items()
-        for direction, step in its.items()
-    }
+def _block(
+    job: Job, args: argparse.Namespace, threads: int, venue: Venue, memory: str, progress: Progress
+) -> Block:
+    title = f"{job.title} · {venue.place(threads)}" + ("" if venue.on_gpu else f" · allocator {memory}")
+    gc.collect()  # what the job before has left
+    field, notes = _enter(job, args.peers or USUAL[args.device], venue)
+    if not field:
+        out = f"{job.title} is left out: onepass itself cannot run it here"
+        return Block(title, [], [*notes, out])
     with progress(title) as tick:
-        laps = race(steps, rounds=args.rounds, seconds=args.seconds, tick=tick)
-    clock = headline(threads)
-    return Block(title, list(_rows(job, args, threads, clock, laps)))
+        laps = venue.race(field, args.rounds, args.seconds, tick)
+    rows = rows_of(job, venue, field, laps, threads=threads, allocator=memory)
+    return Block(title, list(rows), [*notes, *_remarks(field, venue)])
 
 
-def _field(job: Job, peers: list[str]) -> Mapping[str, dict[str, Step]]:
-    """Everybody who takes part, with forward and backward."""
-    mine, its = Tensors(job), Tensors(job)
-    field = {OURS: mine.steps(mine.onepass), EAGER: its.steps(its.torch)}
-    again = Tensors(job)
-    field[NULL] = again.steps(again.torch)
-    if COMPILED in peers:
-        other = Tensors(job)
-        torch._dynamo.reset()
-        field[COMPILED] = other.steps(torch.compile(other.torch, fullgraph=True))
-    if backends.compiled():
-        field[LIMIT] = _limits(mine)
-    return field
+def _enter(job: Job, asked: list[str], venue: Venue) -> tuple[dict[str, Contestant], list[str]]:
+    """The contestants, built, by their keys, and a line about each who is not among them."""
+    device, on_gpu = venue.device, venue.on_gpu
+    everybody = norm_peers.contestants(job, asked, device, on_gpu)
+    needs = norm_peers.needs(everybody, job, device, on_gpu)
+    names, notes = peers.fit(needs, venue.free_memory())
+    field: dict[str, Contestant] = {}
+    if OURS not in names:
+        return field, notes
+    build = norm_peers.Builder(job, device, on_gpu)
+    for name in names:
+        if name == NULL and not any(contestant.name == EAGER for contestant in field.values()):
+            notes.append(f"{name} is left out: there is no {EAGER} to compare it with")
+            continue
+        try:
+            field.update({contestant.key: contestant for contestant in build(name)})
+        except RuntimeError as error:  # what cannot be compiled, is not installed; memory that went meanwhile
+            if name == OURS and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            notes.append(f"{name} is left out: {(str(error).splitlines() or [''])[0]}")
+            if name == OURS:
+                break
+    return field, notes
 
 
-def _limits(tensors: Tensors) -> dict[str, Step]:
-    """Two reads and a write, without residual: of as many bytes as each tensor has."""
-    x, dy, to = (tensors.dy.clone() for _ in range(3))  # written: pages that were not are all one page
-    return {
-        FORWARD: lambda: backends.two_read_probe([x], to),
-        BACKWARD: lambda: backends.two_read_probe([x, dy], to),
-    }
-
-
-# --- rows -------------------------------------------------------------------------------------------------
-def _rows(
-    job: Job, args: argparse.Namespace, threads: int, clock: Clock, laps: dict[str, Laps]
-) -> Iterator[Row]:
-    shared = _shared(job, args, threads, clock)
-    names = dict.fromkeys(key.rpartition(" ")[0] for key in laps)
-    for direction, name in itertools.product((FORWARD, BACKWARD, BOTH), names):
-        seconds = _seconds(laps, name, direction, clock)
-        base = {OURS: None, LIMIT: None, NULL: EAGER}.get(name, OURS)
-        ratio = None if base is None else spread(seconds / _seconds(laps, base, direction, clock))
-        limit = spread(_seconds(laps, LIMIT, direction, clock) / seconds) if LIMIT in names else None
-        moved = sum(job.bytes(d) for d in ((FORWARD, BACKWARD) if direction == BOTH else (direction,)))
-        ms = spread(1e3 * seconds)
-        yield Row(
-            **shared,
-            direction=direction,
-            contestant=name,
-            baseline=base,
-            rounds=len(seconds),
-            ms=ms.median,
-            ms_p25=ms.p25,
-            ms_p75=ms.p75,
-            ratio=ratio.median if ratio else None,
-            ratio_p25=ratio.p25 if ratio else None,
-            ratio_p75=ratio.p75 if ratio else None,
-            gb_per_s=None if name == LIMIT else job.elements() * moved / ms.median / 1e6,
-            share_of_limit=limit.median if limit else None,
-        )
-
-
-def _seconds(laps: dict[str, Laps], name: str, direction: str, clock: Clock) -> np.ndarray:
-    if direction == BOTH:
-        return _seconds(laps, name, FORWARD, clock) + _seconds(laps, name, BACKWARD, clock)
-    return laps[f"{name} {direction}"].by(clock)
-
-
-def _shared(job: Job, args: argparse.Namespace, threads: int, clock: Clock) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "area": "norm",
-        "device": machine.cpu_model(),
-        "isa": backends.isa(),
-        "backend": backends.backend_of("cpu"),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "onepass": onepass.__version__,
-        "commit": machine.commit(),
-        "shape": "x".join(map(str, job.sizes)),
-        "layout": job.layout,
-        "dtype": job.dtype,
-        "fusion": job.fusion,
-        "allocator": args.allocator,
-        "clock": clock,
-    }
+def _remarks(field: dict[str, Contestant], venue: Venue) -> list[str]:
+    """What a reader of the numbers has to know."""
+    notes = []
+    if not any(contestant.name == LIMIT for contestant in field.values()):
+        notes.append("no share of the limit: what measures it is not built here, or was left out")
+    if norm_peers.serving(venue.device)[0] == "reference":
+        notes.append("onepass is served by its reference in plain PyTorch, which is not made to be fast")
+    return notes

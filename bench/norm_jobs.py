@@ -27,7 +27,7 @@ FUSIONS: dict[str, tuple[bool, str | None]] = {
     "bn+relu": (False, "relu"),
     "bn+add+relu": (True, "relu"),
 }
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,66 @@ class Job:
     def title(self) -> str:
         return f"{self.batch}x{self.shape} · {self.fusion} {self.dtype} {self.layout}"
 
+    @property
+    def residual(self) -> bool:
+        return FUSIONS[self.fusion][0]
+
+    @property
+    def act(self) -> str | None:
+        return FUSIONS[self.fusion][1]
+
     def elements(self) -> int:
         return torch.Size(self.sizes).numel()
 
+    def image(self) -> int:
+        """Bytes of the input, and of all that is as large."""
+        return self.elements() * DTYPES[self.dtype].itemsize
+
+    def streams(self, direction: str) -> int:
+        """How often two passes read or write a whole image: the input, for backward also the output's
+        gradient, twice; the result once; the residual, or its gradient, once."""
+        return (3 if direction == FORWARD else 5) + self.residual
+
     def bytes(self, direction: str) -> int:
-        """What two passes move for an element: the input, for backward also the output's gradient, twice; the
-        result once; the residual, or its gradient, once; a bit of the mask is not counted."""
-        residual, _ = FUSIONS[self.fusion]
-        streams = (3 if direction == FORWARD else 5) + residual
-        return streams * DTYPES[self.dtype].itemsize
+        """What two passes move. Behind a residual it cannot be seen in the input where the activation was on:
+        a mask of one bit an element is written, and in backward read in both passes."""
+        if direction == BOTH:
+            return self.bytes(FORWARD) + self.bytes(BACKWARD)
+        bits = (1 if direction == FORWARD else 2) if self.residual and self.act is not None else 0
+        return self.streams(direction) * self.image() + bits * self.elements() // 8
+
+
+@dataclass(frozen=True)
+class Images:
+    """Input, residual and the output's gradient."""
+
+    x: Tensor
+    z: Tensor | None
+    dy: Tensor
+
+    @classmethod
+    def of(cls, job: Job, device: str) -> "Images":
+        rng = torch.Generator(device).manual_seed(0)
+
+        def image() -> Tensor:
+            values = torch.randn(job.sizes, generator=rng, device=device).to(DTYPES[job.dtype])
+            return values.contiguous(memory_format=LAYOUTS[job.layout])
+
+        x, dy = image().requires_grad_(), image()
+        return cls(x, image().requires_grad_() if job.residual else None, dy)
 
 
 class Tensors:
-    """The inputs of a job, each contestant's own: gradients are asked of them."""
+    """The inputs of a job, whose gradients are asked for. Parameters and running statistics are a
+    contestant's own, and so are the images if none are given."""
 
-    def __init__(self, job: Job) -> None:
-        rng = torch.Generator().manual_seed(0)
-
-        def image() -> Tensor:
-            values = torch.randn(job.sizes, generator=rng).to(DTYPES[job.dtype])
-            return values.contiguous(memory_format=LAYOUTS[job.layout])
-
-        channels = job.sizes[1]
-        residual, self.act = FUSIONS[job.fusion]
-        self.x, self.dy = image().requires_grad_(), image()
-        self.z = image().requires_grad_() if residual else None
-        self.weight = (torch.rand(channels, generator=rng) + 0.5).requires_grad_()
-        self.bias = torch.randn(channels, generator=rng).requires_grad_()
-        self.mean, self.var = torch.zeros(channels), torch.ones(channels)
+    def __init__(self, job: Job, device: str = "cpu", images: Images | None = None) -> None:
+        images = images or Images.of(job, device)
+        self.x, self.z, self.dy, self.act = images.x, images.z, images.dy, job.act
+        channels, rng = job.sizes[1], torch.Generator().manual_seed(1)
+        self.weight = (torch.rand(channels, generator=rng) + 0.5).to(device).requires_grad_()
+        self.bias = torch.randn(channels, generator=rng).to(device).requires_grad_()
+        self.mean, self.var = torch.zeros(channels, device=device), torch.ones(channels, device=device)
         self.wanted = [t for t in (self.x, self.z, self.weight, self.bias) if t is not None]
 
     def onepass(self) -> Tensor:
@@ -85,16 +117,24 @@ class Tensors:
         )
 
     def torch(self) -> Tensor:
-        """As a ResNet has it: sum and ReLU in place."""
+        """As functional code has it: each call makes a tensor."""
+        y = functional.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, True)
+        if self.z is not None:
+            y = y + self.z
+        return y if self.act is None else functional.relu(y)
+
+    def torch_in_place(self) -> Tensor:
+        """As torchvision's ResNet has it."""
         y = functional.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, True)
         if self.z is not None:
             y += self.z
         return y if self.act is None else functional.relu(y, inplace=True)
 
-    def steps(self, forward: Callable[[], Tensor]) -> dict[str, Step]:
-        """Forward and backward; backward is that of one forward, again and again."""
-        y = forward()
+    def steps(self, forward: Callable[[], Tensor], wanted: list[Tensor] | None = None) -> dict[str, Step]:
+        """Forward and backward; backward is that of one forward, again and again. wanted: where the
+        parameters are others than these."""
+        y, wanted = forward(), wanted or self.wanted
         return {
             FORWARD: forward,
-            BACKWARD: lambda: torch.autograd.grad(y, self.wanted, self.dy, retain_graph=True),
+            BACKWARD: lambda: torch.autograd.grad(y, wanted, self.dy, retain_graph=True),
         }

@@ -17,6 +17,7 @@ Tick = Callable[[float], None]
 
 class Venue(Protocol):
     device: str  # torch's type of it
+    on_gpu: bool  # whose caches are flushed and whose memory is shared
     peers: Sequence[str]  # with whom to compare if none is named
 
     def model(self) -> str:
@@ -46,6 +47,7 @@ class Venue(Protocol):
 
 class Cpu:
     device = "cpu"
+    on_gpu = False
     peers: Sequence[str] = peers.PEERS
 
     def model(self) -> str:
@@ -79,6 +81,7 @@ class Cpu:
 class Cuda:
     """The current CUDA device. Tests give it another device and another gpu."""
 
+    on_gpu = True  # no field: it is so for all
     device: str = "cuda"
     gpu: gpu_clock.Gpu = dataclasses.field(default_factory=gpu_clock.Gpu)
     peers: Sequence[str] = gpu_peers.USUAL

@@ -1,36 +1,16 @@
 // The dispatcher's way in on CUDA: the same arguments, rows and checks as on the CPU, launched on torch's
 // current stream. Part of onepass._cuda, which loads on a torch built for CUDA and on no other.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/launch.h"
 #include "cuda_driver.h"
+#include "current.h"
 #include "grads_call.h"
 #include "optim_call.h"
 #include "scale_call.h"
 
-// Declared here because torch's header of it wants all of CUDA's.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
-
 namespace onepass {
-
-// A device, made the current one, and torch's current stream on it.
-class Current {
- public:
-  explicit Current(int32_t device) : guard_(device), queue_{device, nullptr} {
-    void* stream = nullptr;
-    if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS)
-      fail("onepass: torch names no current stream of cuda:", device);
-    queue_.stream = static_cast<cudaStream_t>(stream);
-  }
-  cuda::Queue queue() const { return queue_; }
-
- private:
-  const torch::stable::accelerator::DeviceGuard guard_;
-  cuda::Queue queue_;
-};
 
 static void step_on(Optimizer which, int variant, const Launch& launch, int64_t groups, int32_t device) {
   const Current current(device);

@@ -1,11 +1,16 @@
-// The dispatcher's way in to normalizations on the CPU. Schemas are defined in onepass/ops.py; here each op
-// has a line at the foot.
+// The dispatcher's way in to normalizations, on the device that ONEPASS_KEY names: part of onepass._C for the
+// CPU, of onepass._cuda for CUDA. Schemas are defined in onepass/ops.py; here each op has a line at the foot.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/norm_launch.h"
 #include "norm_call.h"
+#include "common/norm_driver.h"
 
 namespace onepass {
+
+static void give_scratch(NormArguments& a) {
+  const int64_t bytes = norm_scratch(a.call);
+  if (bytes) a.call.scratch = a.owned.emplace_back(a.new_flat(bytes, ScalarType::Byte)).data_ptr();
+}
 
 static NormResults batch_norm_fwd_op(Tensor input, MaybeTensor residual, MaybeTensor weight, MaybeTensor bias,
                                      MaybeTensor running_mean, MaybeTensor running_var,
@@ -17,6 +22,7 @@ static NormResults batch_norm_fwd_op(Tensor input, MaybeTensor residual, MaybeTe
   check_eps(a.op, eps, false);
   check_count(a);
   const NormResults results = forward_results(a, saving);
+  give_scratch(a);
   norm_forward(a.call, running, eps);
   return results;
 }
@@ -30,6 +36,7 @@ static NormResults batch_norm_eval_op(Tensor input, MaybeTensor residual, MaybeT
   const ChannelVector variance = a.channel_vector("running_var", running_var);
   check_eps(a.op, eps, true);
   const NormResults results = forward_results(a, saving);
+  give_scratch(a);
   norm_given(a.call, mean, variance, eps);
   return results;
 }
@@ -44,14 +51,16 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd_op(Tensor grad_
   a.call.given = !training;
   const auto [dx, dresidual] = input_grads(a, residual);
   const auto [dweight, dbias] = affine_grads(a, weight, bias);
+  give_scratch(a);
   norm_backward(a.call, a.made_vector(dweight), a.made_vector(dbias));
   return {dx, dresidual, dweight, dbias};
 }
 
 // --- in halves --------------------------------------------------------------------------------------------
 static Tensor batch_norm_stats_op(Tensor input) {
-  const NormArguments a("batch_norm_stats", input, std::nullopt, 0);
+  NormArguments a("batch_norm_stats", input, std::nullopt, 0);
   Tensor moments = a.new_flat(3 * a.channels() + 1, a.arithmetic());
+  give_scratch(a);
   norm_moments(a.call, moments.data_ptr());
   return moments;
 }
@@ -68,6 +77,7 @@ static NormResults batch_norm_apply_op(Tensor input, MaybeTensor residual, Maybe
   const int64_t size = 3 * a.channels() + 1, processes = std::max<int64_t>(1, moments.numel() / size);
   const void* all = a.made("moments", moments, a.arithmetic(), processes * size);
   const NormResults results = forward_results(a, saving);
+  give_scratch(a);
   norm_apply(a.call, all, processes, running, eps);
   return results;
 }
@@ -80,6 +90,7 @@ static std::tuple<Tensor, Tensor, Tensor> batch_norm_bwd_stats_op(Tensor grad_ou
   take_saved(a, grad_output, residual, weight, bias, stats, mask);
   const auto [dweight, dbias] = affine_grads(a, weight, bias);
   Tensor sums = a.new_flat(2 * a.channels() + 1, a.arithmetic());
+  give_scratch(a);
   norm_grad_sums(a.call, sums.data_ptr(), a.made_vector(dweight), a.made_vector(dbias));
   return {sums, dweight, dbias};
 }
@@ -92,11 +103,15 @@ static std::tuple<Tensor, Tensor> batch_norm_bwd_apply_op(Tensor grad_output, Te
   take_saved(a, grad_output, residual, weight, bias, stats, mask);
   const void* all = a.made("sums", sums, a.arithmetic(), 2 * a.channels() + 1);
   const auto [dx, dresidual] = input_grads(a, residual);
+  give_scratch(a);
   norm_grad_apply(a.call, all);
   return {dx, dresidual};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
+#define ONEPASS_LIBRARY_IMPL(key, m) \
+  STABLE_TORCH_LIBRARY_IMPL(onepass, key, m)  // puts in what key stands for
+
+ONEPASS_LIBRARY_IMPL(ONEPASS_KEY, m) {
   m.impl("batch_norm_fwd", TORCH_BOX(&batch_norm_fwd_op));
   m.impl("batch_norm_bwd", TORCH_BOX(&batch_norm_bwd_op));
   m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval_op));

@@ -59,11 +59,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("columns", [](const std::string& op) { return optim_spec(op).columns; });
   m.def("cuts", &cuts, py::arg("numels"), py::arg("pieces"));
   m.def("rmw_probe", &rmw_probe);
-  m.def("two_read_probe", [](uintptr_t a, uintptr_t b, uintptr_t to, int64_t numel) {
-    py::gil_scoped_release unlocked;
-    two_read_probe(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b),
-                   reinterpret_cast<float*>(to), numel);
-  });
+  m.def("two_read_probe",
+        [](uintptr_t a, uintptr_t first, uintptr_t second, uintptr_t to, uintptr_t also, int64_t numel) {
+          py::gil_scoped_release unlocked;
+          two_read_probe(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(first),
+                         reinterpret_cast<const float*>(second), reinterpret_cast<float*>(to),
+                         reinterpret_cast<float*>(also), numel);
+        });
   m.def(
       "use_cuda_driver",
       [](uintptr_t driver) { use_cuda_driver(*reinterpret_cast<const CudaDriver*>(driver)); },

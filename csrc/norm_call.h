@@ -39,6 +39,7 @@ struct NormArguments {
     call.shape = norm_shape(v);
     call.dtype = v.dtype;
     call.x = v.data;
+    call.device = v.device_index;
     call.act = act ? activation_of(op, *act) : Activation::kNone;
     call.negative_slope = negative_slope;
   }

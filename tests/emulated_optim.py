@@ -22,7 +22,7 @@ SOURCES = (
 )
 
 
-SERVED = [op for op in OPS if "CUDA" in op.cpp]
+SERVED = [op for op in OPS if "CUDA" in op.cpp and op.bench != "norm"]  # those: emulated_norm.py
 
 
 @functools.cache
@@ -32,13 +32,13 @@ def built(mode: str) -> tuple[Any, emulator.Emulator]:
     return emulator.load(path), emulator.Emulator(path)
 
 
-def _array(t: Tensor) -> Any:
+def array(t: Tensor) -> Any:
     t = t.detach()
     return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
 
 
 def _arrays(tensors: list[Tensor]) -> list[Any]:
-    return [_array(t) for t in tensors]
+    return [array(t) for t in tensors]
 
 
 def step(module: Any, op: Op, call: dict[str, Any], **how: bool) -> None:
@@ -48,7 +48,7 @@ def step(module: Any, op: Op, call: dict[str, Any], **how: bool) -> None:
     variant = sum(1 << k for k, name in enumerate(op.states[op.required :]) if call[name])
     names = ("params", "grads", *op.states, "emas")
     scalars = {
-        name: None if call.get(name) is None else _array(call[name].reshape(-1))
+        name: None if call.get(name) is None else array(call[name].reshape(-1))
         for name in ("grad_scale", "found_inf", "stats")
     }
     module.step(
@@ -57,7 +57,7 @@ def step(module: Any, op: Op, call: dict[str, Any], **how: bool) -> None:
         [_arrays(call[name]) for name in names if call[name]],
         bool(call["emas"]),
         _arrays(call["steps"]),
-        _array(call["hyper"]),
+        array(call["hyper"]),
         call["groups"],
         grads_after=call.get("grads_after", 0),
         **scalars,
@@ -66,28 +66,28 @@ def step(module: Any, op: Op, call: dict[str, Any], **how: bool) -> None:
 
 
 def grad_stats(module: Any, grads: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
-    scale = None if grad_scale is None else _array(grad_scale.reshape(-1))
+    scale = None if grad_scale is None else array(grad_scale.reshape(-1))
     return torch.from_numpy(module.grad_stats(_arrays(grads), scale))
 
 
 def clip_grads_(module: Any, grads: list[Tensor], stats: Tensor, max_norm: float) -> None:
-    module.clip_grads_(_arrays(grads), _array(stats), max_norm)
+    module.clip_grads_(_arrays(grads), array(stats), max_norm)
 
 
 def unscale_(module: Any, grads: list[Tensor], grad_scale: Tensor) -> Tensor:
-    return torch.from_numpy(module.unscale_(_arrays(grads), _array(grad_scale.reshape(-1))))
+    return torch.from_numpy(module.unscale_(_arrays(grads), array(grad_scale.reshape(-1))))
 
 
 def accumulate_(module: Any, sums: list[Tensor], grads: list[Tensor], inv_scale: Tensor | None) -> None:
-    factor = None if inv_scale is None else _array(inv_scale.reshape(-1))
+    factor = None if inv_scale is None else array(inv_scale.reshape(-1))
     module.accumulate_(_arrays(sums), _arrays(grads), factor)
 
 
 def update_scale_(
     module: Any, scale: Tensor, growth_tracker: Tensor, skipped: Tensor, found_infs: list[Tensor], **rule: Any
 ) -> None:
-    states = [_array(t.reshape(-1)) for t in (scale, growth_tracker, skipped)]
-    module.update_scale_(*states, [_array(t.reshape(-1)) for t in found_infs], *rule.values())
+    states = [array(t.reshape(-1)) for t in (scale, growth_tracker, skipped)]
+    module.update_scale_(*states, [array(t.reshape(-1)) for t in found_infs], *rule.values())
 
 
 RUN = {

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 from onepass import backends
 from onepass.bench import (
+    cli,
     clock,
     gpu_clock,
     gpu_peers,
@@ -20,6 +22,7 @@ from onepass.bench import (
     machine,
     main,
     markdown,
+    norm_jobs,
     optim,
     peers,
     report,
@@ -27,6 +30,7 @@ from onepass.bench import (
     venues,
     workloads,
 )
+from onepass.bench.norm_peers import COMPILED
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAMW = jobs.Job(workloads.Workload("small", "", lambda: [(3,), (2, 2)]), "adamw")
@@ -211,8 +215,10 @@ def test_copy_moves_every_byte_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_peers, "CHUNK", 64)
     copied: list[int] = []
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, source: copied.append(self.numel()))
-    gpu_peers._copy(10, "cpu")()
-    assert copied == [64, 64, 12] and sum(copied) == gpu_peers.COPY * 10
+    gpu_peers.copying(140, *gpu_peers.buffers(140, "cpu"))()
+    assert copied == [64, 64, 12]
+    gpu_peers.copying(40, *gpu_peers.buffers(140, "cpu"))()
+    assert copied[3:] == [40]
 
 
 # --- the sweep ------------------------------------------------------------------------------------------
@@ -375,8 +381,11 @@ def test_flush_is_outside_the_timed_step_and_nothing_waits() -> None:
 
 # --- gpu.sh ---------------------------------------------------------------------------------------------
 
-BENCHES = [f"bench-{w}-float32" for w in ("resnet50", "1B", "gpt2", "tiny2000", "llama")]
+BENCHES = ["bench-resnet50-float32", "bench-1B-float32"]
+BENCHES += ["bench-norm-nhwc-bfloat16", "bench-norm-nchw-bfloat16", "bench-norm-compile"]
+BENCHES += [f"bench-{w}-float32" for w in ("gpt2", "tiny2000", "llama")]
 BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")]
+BENCHES += ["bench-norm-nhwc-float32", "bench-norm-nchw-float32"]
 BENCHES += ["bench-amp-resnet50", "bench-optimizers"]
 BENCHES += [f"bench-{w}-bfloat16" for w in ("resnet50", "1B", "gpt2", "llama")]
 STAGES = ["build", "info", "selftest-cuda", "gpu-tests", "sanitizer-memcheck", "sanitizer-racecheck"]
@@ -453,6 +462,16 @@ def test_every_stage_is_run_in_turn(host: Machine) -> None:
     assert len(list(host.out.iterdir())) == 8
     assert host.run() == 0  # again, into the same folder
     assert (host.out / "rows.jsonl").read_text() == len(BENCHES) * "{}\n"
+
+
+def test_benchmarks_are_asked_for_what_there_is(host: Machine) -> None:
+    host.run()
+    calls = [line.split()[4:] for line in host.calls.read_text().splitlines() if " onepass bench " in line]
+    asked = [cli.parser().parse_args(call) for call in calls]
+    assert len(asked) == len(BENCHES) and all(args.device == "cuda" for args in asked)
+    norms = [(*args.layout, *args.dtype) for args in asked if args.area == "norm"]
+    assert sorted(set(norms)) == sorted(itertools.product(norm_jobs.LAYOUTS, ("bfloat16", "float32")))
+    assert any(COMPILED in args.peers for args in asked if args.area == "norm")
 
 
 def test_a_stage_that_fails_does_not_stop_the_next(host: Machine) -> None:

@@ -1,7 +1,6 @@
-"""The benchmark of normalizations: what is timed, rows, summary, picture; the allocator that is asked for."""
+"""The benchmark of normalizations on the CPU: what is timed, a run, the allocator that is asked for."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +9,21 @@ import pytest
 import torch
 from conftest import need
 from onepass import backends
-from onepass.bench import allocator, main, norm, norm_jobs, norm_report, norm_rows
-from onepass.bench.norm_rows import Row
+from onepass.bench import (
+    allocator,
+    cli,
+    main,
+    norm,
+    norm_jobs,
+    norm_peers,
+    norm_rows,
+    venues,
+)
+from test_bench_gpu import no_bar
+from torch import Tensor
 
 needs_cpp = pytest.mark.skipif(not backends.compiled(), reason="the C++ kernels are not built")
 QUICK = ["norm", "--shape", "512x7", "--batch", "2", "--seconds", "0.05", "--rounds", "3"]
-
-
-def _row(**changes: object) -> Row:
-    made = {
-        "schema": norm_rows.SCHEMA, "time": "2026-01-01T00:00:00+00:00", "area": "norm", "device": "d",
-        "isa": None, "backend": "cpp", "threads": 1, "python": "3", "torch": "2", "onepass": "0",
-        "commit": None,
-        "shape": "16x64x56x56", "layout": "nchw", "dtype": "float32", "fusion": "bn+relu",
-        "direction": "both",
-        "allocator": "kept", "contestant": "torch", "baseline": "onepass", "clock": "thread_cpu", "rounds": 3,
-        "ms": 2.0, "ms_p25": 2.0, "ms_p75": 2.0, "ratio": 2.0, "ratio_p25": 2.0, "ratio_p75": 2.0,
-        "gb_per_s": 1.0, "share_of_limit": None,
-    }  # fmt: skip
-    return Row(**{**made, **changes})
 
 
 # --- what is timed ----------------------------------------------------------------------------------------
@@ -36,20 +31,24 @@ def _row(**changes: object) -> Row:
 @pytest.mark.parametrize("layout", norm_jobs.LAYOUTS)
 def test_both_sides_do_the_same(fusion: str, layout: str):
     tensors = norm_jobs.Tensors(norm_jobs.Job("512x7", 2, layout, "float32", fusion))
-    mine, its = tensors.onepass(), tensors.torch()
-    torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
-    assert mine.stride() == its.stride()
-    grads = [torch.autograd.grad(y, tensors.wanted, tensors.dy) for y in (mine, its)]
-    for got, want in zip(*grads, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    mine, *others = tensors.onepass(), tensors.torch(), tensors.torch_in_place()
+    grads = torch.autograd.grad(mine, tensors.wanted, tensors.dy)
+    for its in others:
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+        assert mine.stride() == its.stride()
+        for got, want in zip(
+            grads, torch.autograd.grad(its, tensors.wanted, tensors.dy, retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_bytes_of_two_passes():
     job = norm_jobs.Job("64x56", 16, "nchw", "bfloat16", "bn+relu")
-    assert (job.bytes("forward"), job.bytes("backward")) == (6, 10)
-    job = dataclasses.replace(job, fusion="bn+add+relu", dtype="float32")
-    assert (job.bytes("forward"), job.bytes("backward")) == (16, 24)
-    assert job.elements() == 16 * 64 * 56 * 56
+    n = job.elements()
+    assert n == 16 * 64 * 56 * 56
+    assert (job.bytes("forward"), job.bytes("backward"), job.bytes("both")) == (6 * n, 10 * n, 16 * n)
+    job = dataclasses.replace(job, fusion="bn+add+relu", dtype="float32")  # with a mask of one bit
+    assert (job.bytes("forward"), job.bytes("backward")) == (16 * n + n // 8, 24 * n + n // 4)
 
 
 def test_shapes_are_those_of_resnet50():
@@ -65,22 +64,65 @@ def test_shapes_are_those_of_resnet50():
     assert set(norm_jobs.SHAPES.values()) == found
 
 
-@needs_cpp
-def test_what_the_limit_reads_has_been_written():
-    """Pages that were not are one page, which no memory has to give."""
-    tensors = norm_jobs.Tensors(norm_jobs.Job("512x7", 2, "nchw", "float32", "bn"))
-    for step in norm._limits(tensors).values():
-        read = [c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, torch.Tensor)]
-        assert len(read) >= 2 and all(torch.equal(t, tensors.dy) for t in read)
+def test_one_way_of_torch_is_in_place():
+    """Its sum and its ReLU come to lie where the normalized image did."""
+    tensors = norm_jobs.Tensors(norm_jobs.Job("512x7", 2, "nchw", "float32", "bn+add+relu"))
+    made: list[Tensor] = []  # kept, as freed memory would be used again
+
+    class Storages(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            made.append(result[0] if isinstance(result, tuple) else result)
+            return result
+
+    for way, images in ((tensors.torch, 3), (tensors.torch_in_place, 1)):
+        made.clear()
+        with Storages():
+            way()
+        assert len({t.data_ptr() for t in made if t.shape == tensors.x.shape}) == images
 
 
 @needs_cpp
-def test_limit_reads_twice_and_writes_the_sum():
-    a, b, to = (torch.randn(3 * 4096) for _ in range(3))
-    backends.two_read_probe([a, b], to)
-    assert torch.equal(to, a + b)
-    backends.two_read_probe([a], to)
-    assert torch.equal(to, a)
+@pytest.mark.parametrize("fusion", norm_jobs.FUSIONS)
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_limit_moves_what_two_passes_move(fusion: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """From memory that has been written: pages that were not are one page, which no memory has to give."""
+    job = norm_jobs.Job("512x7", 2, "nhwc", dtype, fusion)
+    moved: list[int] = []
+
+    def probe(first: list[Tensor], second: list[Tensor], outputs: list[Tensor]) -> None:
+        assert first[0] is second[0] and (len(outputs) == 1 or len(second) == 2)
+        assert all(t.count_nonzero() > 0.9 * t.numel() for t in (*first, *second))
+        assert len({t.data_ptr() for t in (*second, *outputs)}) == len(second) + len(outputs)
+        moved.append(sum(t.numel() * t.itemsize for t in (*first, *second, *outputs)))
+
+    monkeypatch.setattr(backends, "two_read_probe", probe)
+    steps = norm_peers._probes(job)
+    for step in steps.values():
+        step()
+    for found, direction in zip(moved, steps, strict=True):
+        assert job.bytes(direction) - 4 * job.streams(direction) < found <= job.bytes(direction)
+
+
+@needs_cpp
+@pytest.mark.parametrize("isa", backends.isas())
+@pytest.mark.parametrize("threads", (1, 2))
+def test_limit_writes_the_sum(isa: str, threads: int, monkeypatch: pytest.MonkeyPatch):
+    """Below and above the size at which results go past the caches."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for n in (3 * 4096, 300 * 4096):
+            a, b, c, *results = (torch.randn(n) for _ in range(5))
+            with backends.use_isa(isa):
+                backends.two_read_probe([a, b], [a, c], results[:1])
+                assert torch.equal(results[0], a + c)
+                backends.two_read_probe([a], [a], results[1:])
+                assert torch.equal(results[1], a)
+                backends.two_read_probe([a], [a, b], results)
+                assert all(torch.equal(result, a + b) for result in results)
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- a run ------------------------------------------------------------------------------------------------
@@ -92,7 +134,8 @@ def test_a_run_leaves_rows_and_a_picture(tmp_path: Path, capsys: pytest.CaptureF
     path, picture = tmp_path / "rows.jsonl", tmp_path / "picture.png"
     assert main([*QUICK, *options, "--json", str(path), "--plot", str(picture)]) == 0
     rows = norm_rows.read_rows(path)
-    assert {r.contestant for r in rows} == {"onepass", "torch", "null", "limit"}
+    assert {r.contestant for r in rows} == {"onepass", "torch", "torch, in place", "null", "limit"}
+    assert {r.share_of_limit for r in rows if r.contestant == "limit"} == {1.0}
     assert {r.direction for r in rows} == {"forward", "backward", "both"}
     for row in rows:
         assert row.shape == "2x512x7x7" and row.rounds >= 3 and row.ms > 0
@@ -106,6 +149,30 @@ def test_a_run_leaves_rows_and_a_picture(tmp_path: Path, capsys: pytest.CaptureF
     assert "onepass is faster by" in capsys.readouterr().out
 
 
+def test_where_nothing_follows_torch_has_one_way():
+    job = norm_jobs.Job("512x7", 2, "nchw", "float32", "bn")
+    names = norm_peers.contestants(job, ["torch"], "cpu", False)
+    assert names[:2] == ["onepass", "torch"] and "torch, in place" not in names
+
+
+def test_who_cannot_take_part_is_named():
+    job = norm_jobs.Job("512x7", 2, "nhwc", "float32", "bn+relu")
+    field, notes = norm._enter(job, ["torch", "apex"], venues.Cpu())
+    assert "apex" not in {contestant.name for contestant in field.values()}
+    assert notes == ["apex is left out: it is not installed"]
+
+
+def test_both_allocators_in_one_run(monkeypatch: pytest.MonkeyPatch):
+    """In the order in which that can be done, and each in its rows."""
+    told: list[str] = []
+    monkeypatch.setattr(allocator, "use", told.append)
+    options = ["--allocator", "kept", "default", "--layout", "nhwc", "--dtype", "float32", "--fusion", "bn"]
+    blocks = list(norm.sweep(cli.parser().parse_args([*QUICK, *options]), no_bar))
+    assert told == ["default", "kept"]
+    assert [{row.allocator for row in block.rows} for block in blocks] == [{"default"}, {"kept"}]
+    assert [block.title.split()[-1] for block in blocks] == ["default", "kept"]
+
+
 @pytest.mark.slow
 def test_torch_compile_takes_part(tmp_path: Path):
     need("g++")
@@ -115,51 +182,27 @@ def test_torch_compile_takes_part(tmp_path: Path):
     assert "torch.compile" in {row.contestant for row in norm_rows.read_rows(path)}
 
 
-# --- rows -------------------------------------------------------------------------------------------------
-def test_rows_survive_json():
-    row = _row()
-    assert Row.from_json(row.to_json()) == row
-    assert set(norm_rows.docs()) == set(json.loads(row.to_json()))
-
-
-@pytest.mark.parametrize("changes", ({"ms": float("nan")}, {"ratio": None}, {"threads": 0}, {"shape": ""}))
-def test_rows_refuse_nonsense(changes: dict):
-    with pytest.raises(ValueError, match="row: "):
-        _row(**changes)
-
-
-def test_summary_has_geometric_means_and_the_worst_layer():
-    rows = [
-        _row(ratio=r, ratio_p25=r, ratio_p75=r, shape=shape, direction=direction)
-        for direction in ("forward", "backward", "both")
-        for shape, r in (("a", 2.0), ("b", 8.0))
-    ]
-    assert norm_report.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
-    line = norm_report.summary(rows).splitlines()[-1]
-    assert line == "| float32 | nchw | bn+relu | 4.00 | 4.00 | 4.00 | 2.00 (a) |"
-
-
 # --- the allocator ----------------------------------------------------------------------------------------
 _FAULTS = """
-import resource, sys, torch
+import resource, torch
 from onepass.bench import allocator
-allocator.use(sys.argv[1])
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
         torch.empty(48 << 20, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+for name in (allocator.DEFAULT, allocator.KEPT):
+    allocator.use(name)
+    faults()
+    print(faults())
 """
 
 
-@pytest.mark.parametrize("name, most", ((allocator.DEFAULT, 10**9), (allocator.KEPT, 500)))
-def test_kept_memory_costs_no_page_faults(name: str, most: int):
+def test_kept_memory_costs_no_page_faults():
     """Of five blocks of 48 MB, one after another, each written."""
-    run = subprocess.run([sys.executable, "-c", _FAULTS, name], capture_output=True, text=True, check=True)
-    faults = int(run.stdout)
-    assert (faults > 5000) == (name == allocator.DEFAULT) and faults <= most
+    run = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    by_default, kept = map(int, run.stdout.split())
+    assert by_default > 5000 and kept <= 500
 
 
 def test_there_is_no_way_back(monkeypatch: pytest.MonkeyPatch):
@@ -173,4 +216,3 @@ def test_an_allocator_that_is_not_glibcs_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(allocator, "_now", allocator.DEFAULT)
     with pytest.raises(OSError, match="only glibc's"):
         allocator.use(allocator.KEPT)
-    assert norm.OURS == "onepass"

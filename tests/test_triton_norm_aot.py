@@ -32,17 +32,6 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-class Recorder:
-    def __init__(self, kernel: Any, launches: dict[str, Launch]) -> None:
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid: Any):
-        def launch(*arguments: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any) -> None:
-            self.launches[self.kernel.fn.__name__] = Launch(self.kernel, arguments, constants)
-
-        return launch
-
-
 def _kind(argument: Any) -> str:
     if isinstance(argument, torch.Tensor):
         return CODES[argument.dtype]
@@ -70,10 +59,14 @@ def _compile(launch: Launch, target: int) -> dict:
 
 def _launches(dtype: torch.dtype, layout: str, act: str | None, residual: bool) -> dict[str, Launch]:
     """What all ops launch on such an input."""
-    from onepass.kernels import norm
+    from onepass.kernels import norm, norm_plan
 
     launches: dict[str, Launch] = {}
-    kernels = {name: getattr(norm, name) for name in KERNELS}
+
+    def record(kernel: Any, _: Any, *arguments: Any, num_warps: int, **constants: Any) -> None:
+        del constants["enable_fp_fusion"]
+        launches[kernel.fn.__name__] = Launch(kernel, arguments, constants)
+
     x = torch.zeros(SHAPES[layout], dtype=dtype)
     if layout == "interleaved":
         x = x.contiguous(memory_format=torch.channels_last)
@@ -81,9 +74,8 @@ def _launches(dtype: torch.dtype, layout: str, act: str | None, residual: bool) 
     vectors = [torch.ones(x.shape[1], dtype=wide) for _ in range(4)]
     z = x if residual else None
     options = {"act": act}
+    launch, norm_plan.launch = norm_plan.launch, record
     try:
-        for name, kernel in kernels.items():
-            setattr(norm, name, Recorder(kernel, launches))
         norm.batch_norm_apply(
             x, z, *vectors[:2], norm.batch_norm_stats(x), *vectors[2:], torch.tensor(0), **options
         )
@@ -93,19 +85,20 @@ def _launches(dtype: torch.dtype, layout: str, act: str | None, residual: bool) 
         norm.batch_norm_bwd_apply(*saved, norm.batch_norm_bwd_stats(*saved, **options)[0], **options)
         norm.batch_norm_bwd(*saved, **options)
     finally:
-        for name, kernel in kernels.items():
-            setattr(norm, name, kernel)
+        norm_plan.launch = launch
     return launches
 
 
-# A tile is 2048 elements, 16 a thread: so many accesses of 128 bits a stream.
+# A tile is 2048 elements, 16 a thread: so many accesses of 128 bits a stream. Odd pixels have as many: what
+# is read starts on a vector, wherever the channel does.
 OWN = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def _accesses(kernel: str, dtype: str, layout: str) -> list[tuple[int, int]]:
     """(loads, stores) of 128 bits in each run of code that moves a tile, for relu behind a residual."""
     own = OWN[dtype]
-    coefficients = 4 if layout == "interleaved" else 0  # of one kind; else one for many elements
+    # Of the loads, those of coefficients: four of each where eight channels lie side by side.
+    coefficients = 4 if layout == "interleaved" else 0
     return {
         "measure": [(own, 0)] * 4,  # a first tile for its mean, all tiles; twice again for what is not finite
         "measure_grads": [(2 * own, 0)],
@@ -139,11 +132,23 @@ def _keeps_registers(function: sass.Function) -> bool:
     return not spilled and len(function.spills()) <= 4
 
 
+SPILLS = ("measure_grads", "odd", "float32", 90)
+QUICK = {
+    ("measure", "interleaved"),
+    ("measure_grads", "odd"),
+    ("normalise_all", "planar"),
+    ("grads_of_inputs", "interleaved"),
+}
+
+
 def _rows() -> list:
     rows = []
-    for kernel, layout, dtype, target in product(KERNELS[:4], ("planar", "interleaved"), OWN, CUDA):
-        quick = dtype == "bfloat16" or (dtype == "float32" and target == CUDA[-1])
-        rows.append(pytest.param(kernel, layout, dtype, target, marks=() if quick else pytest.mark.slow))
+    for kernel, layout, dtype, target in product(KERNELS[:4], SHAPES, OWN, CUDA):
+        quick = (kernel, layout) in QUICK and dtype == "bfloat16" and target == CUDA[-1]
+        marks = [] if quick else [pytest.mark.slow]
+        if (kernel, layout, dtype, target) == SPILLS:
+            marks.append(pytest.mark.xfail(strict=True, reason="two registers are spilled in the loop"))
+        rows.append(pytest.param(kernel, layout, dtype, target, marks=marks))
     return rows
 
 
@@ -155,7 +160,7 @@ def test_machine_code(kernel: str, layout: str, dtype: str, target: int, tmp_pat
     assert function.registers <= REGISTERS and _keeps_registers(function)
     tiles = _tiles(function)
     assert [(t["LDG128"], t["STG128"]) for t in tiles] == _accesses(kernel, dtype, layout)
-    allowed = {"LDG128", "STG128", "LDG8", "STG8"} | ({"LDG32"} if layout == "planar" else set())
+    allowed = {"LDG128", "STG128", "LDG8", "STG8"} | (set() if layout == "interleaved" else {"LDG32"})
     assert all({k for k in t if t[k]} <= allowed for t in tiles), tiles
     assert all(t["LDG8"] <= 2 and t["STG8"] <= 2 for t in tiles), tiles  # a byte of the mask for eight
 

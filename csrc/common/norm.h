@@ -17,10 +17,10 @@ struct NormShape {
   int64_t share =
       1;  // so many channels, one behind the other, are one: have statistics and parameters in common
 
-  int64_t numel() const { return images * channels * pixels; }
-  int64_t rows() const { return images * pixels; }
-  int64_t count() const { return rows() * share; }    // elements that statistics are of
-  int64_t norms() const { return channels / share; }  // channels as a user has them
+  ONEPASS_HD int64_t numel() const { return images * channels * pixels; }
+  ONEPASS_HD int64_t rows() const { return images * pixels; }
+  ONEPASS_HD int64_t count() const { return rows() * share; }    // elements that statistics are of
+  ONEPASS_HD int64_t norms() const { return channels / share; }  // channels as a user has them
 };
 
 // One value a channel, in any served dtype; data is null where there is none.
@@ -44,6 +44,8 @@ struct NormCall {
   bool given = false;       // backward: the statistics were given, not those of x
   bool past = false;        // results go past the caches: they are too large to stay there
   ChannelVector weight, bias;
+  int32_t device = 0;       // index among those of its kind
+  void* scratch = nullptr;  // what the driver wants besides: norm_driver.h
 };
 
 // What forward writes of the running statistics, and how.

@@ -1,35 +1,12 @@
-// Normalizations, run on torch's threads. Same bits for any number of them.
+// Normalizations on torch's threads: ../common/norm_driver.h. Same bits for any number of them.
 #pragma once
-#include "../common/norm.h"
+#include "../common/norm_driver.h"
 
 namespace onepass {
 
-// Statistics of the batch, from x; the running ones follow them; y from both. Writes y, mask and stats.
-void norm_forward(const NormCall& call, const RunningStats& running, double eps);
-
-// y from statistics that are given. Writes y, mask and stats.
-void norm_given(const NormCall& call, const ChannelVector& mean, const ChannelVector& variance, double eps);
-
-// dx, dresidual and the gradients of weight and bias, from dy, x and stats.
-void norm_backward(const NormCall& call, const ChannelVector& dweight, const ChannelVector& dbias);
-
-// --- in halves, for a batch that several processes share --------------------------------------------------
-// moments, of the arithmetic type: mean, what its rounding cut off and m2 of each channel, [3, channels], and
-// the count behind them.
-void norm_moments(const NormCall& call, void* moments);
-
-// norm_forward from the moments of all processes, which lie one behind the other.
-void norm_apply(const NormCall& call, const void* moments, int64_t processes, const RunningStats& running,
-                double eps);
-
-// sums, of the arithmetic type: sum of g and of g * (x - mean) of each channel, [2, channels], and the count.
-void norm_grad_sums(const NormCall& call, void* sums, const ChannelVector& dweight,
-                    const ChannelVector& dbias);
-
-// dx and dresidual from the sums of all processes.
-void norm_grad_apply(const NormCall& call, const void* sums);
-
-// The yardstick of the benchmarks: a (and b) read twice, and `to` written with the second reading.
-void two_read_probe(const float* a, const float* b, float* to, int64_t numel);
+// The yardstick of the benchmarks: a is read twice, with it first `first`, then `second`; with the second
+// reading `to` and `also` are written. `first`, `second` and `also` may be null.
+void two_read_probe(const float* a, const float* first, const float* second, float* to, float* also,
+                    int64_t numel);
 
 }  // namespace onepass

@@ -106,7 +106,7 @@ __device__ __forceinline__ void measure(const StatsArgs<kSlots>& args) {
     args.sums->squares[blockIdx.x] = block.squares;
     args.sums->poison[blockIdx.x] = block.poison;
   }
-  if (!is_last_block(args.blocks_done)) return;
+  if (!is_last_block(args.blocks_done, gridDim.x)) return;
 
   GradSum some;
   for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads)

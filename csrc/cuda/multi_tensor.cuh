@@ -217,7 +217,7 @@ __device__ __forceinline__ void zero_grads(const Streams<K>& at, const int64_t* 
 // Every counter is one step further, once no block reads it any more.
 template <class Args>
 __device__ __forceinline__ void advance_steps(const Args& args) {
-  if (!is_last_block(args.blocks_done)) return;
+  if (!is_last_block(args.blocks_done, gridDim.x)) return;
   for (int i = static_cast<int>(threadIdx.x); i < args.work.count; i += kThreads) {
     const DeviceRow& row = args.work.rows[i];
     if (row.step_f64)

@@ -84,14 +84,14 @@ struct Span {
   }
 };
 
-// Is this the last block of the launch to come here? To it everything is visible that thread 0 of the others
-// wrote before. Called by all threads of a block, once; whoever is last sets blocks_done back.
-__device__ __forceinline__ bool is_last_block(unsigned* blocks_done) {
+// Is this the last of so many blocks to come here? To it everything is visible that the others wrote before.
+// Called by all threads of a block, once; whoever is last sets blocks_done back.
+__device__ __forceinline__ bool is_last_block(unsigned* blocks_done, unsigned blocks) {
   __shared__ bool last;
-  __syncthreads();  // the block's own reads are done
+  __syncthreads();  // the block's own reads and writes are done
   if (threadIdx.x == 0) {
     __threadfence();
-    last = atomicAdd(blocks_done, 1u) == gridDim.x - 1;
+    last = atomicAdd(blocks_done, 1u) == blocks - 1;
     __threadfence();
   }
   __syncthreads();

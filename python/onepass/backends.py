@@ -216,11 +216,22 @@ def rmw_probe(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:
     _C.rmw_probe(*(t.data_ptr() for t in (p, g, m, v)), p.numel())
 
 
-def two_read_probe(inputs: list[Tensor], output: Tensor) -> None:
-    """Reads one or two tensors, and once more while it writes the output: the least that a normalization
-    whose input fits no cache can do. All of them contiguous and of a size; their values mean nothing here."""
-    a, b = inputs[0].data_ptr(), inputs[1].data_ptr() if len(inputs) > 1 else 0
-    _C.two_read_probe(a, b, output.data_ptr(), output.numel() * output.itemsize // 4)
+def two_read_probe(first: list[Tensor], second: list[Tensor], outputs: list[Tensor]) -> None:
+    """Reads the first tensors, then the second ones while it writes their sum to each output: the least that
+    a normalization whose input fits no cache can do.
+
+    Args:
+        first: one or two.
+        second: one or two, in front the one that `first` has in front. Two outputs want two.
+        outputs: one or two.
+
+    All of them dense and of a size; read as float32, whatever they are.
+    """
+    pairs = [
+        [t.data_ptr() for t in tensors] + [0] * (2 - len(tensors)) for tensors in (first, second, outputs)
+    ]
+    (a, b), (_, c), (to, also) = pairs
+    _C.two_read_probe(a, b, c, to, also, outputs[0].numel() * outputs[0].itemsize // 4)
 
 
 def isas() -> list[str]:

@@ -148,7 +148,6 @@ def _norm(
         bench="norm",
         triton=f"onepass.kernels.norm:{name}",
         fake=fake,
-        cpp=("CPU",),
         autograd=autograd,
     )
 

@@ -39,6 +39,16 @@ class Emulator:
     def set_multiprocessors(self, count: int) -> None:
         self._library.emulator_set_multiprocessors(count)
 
+    def set_compute_capability(self, major: int, minor: int = 0) -> None:
+        """9.0 unless told otherwise; clusters need it. Also sets the shared memory that such a device has."""
+        self._library.emulator_set_compute_capability(10 * major + minor)
+
+    def set_max_shared_memory(self, bytes_per_block: int) -> None:
+        self._library.emulator_set_max_shared_memory(ctypes.c_size_t(bytes_per_block))
+
+    def set_l2_cache(self, size: int) -> None:
+        self._library.emulator_set_l2_cache(ctypes.c_size_t(size))
+
     def synchronize(self) -> None:
         """Runs what is queued on all streams."""
         if message := self._library.emulator_synchronize():

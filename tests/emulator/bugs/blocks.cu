@@ -97,3 +97,31 @@ BUG(cooperative_grid_too_large, "a cooperative launch of more blocks than run at
   void* args[] = {&out, &fixed};
   (void)cudaLaunchCooperativeKernel(some_blocks_skip_grid_sync, dim3(c.fixed ? 6 : 7), dim3(32), args);
 }
+
+__global__ void one_buffer_in_all_rounds(float* out, float* data, bool fixed) {
+  const int b = blockIdx.x, n = gridDim.x;
+  float sum = 0;
+  for (int round = 0; round < 3; ++round) {
+    float* const at = data + (fixed ? round % 2 * n : 0);
+    if (threadIdx.x == 0) at[b] = static_cast<float>(10 * round + b);
+    cooperative_groups::this_grid().sync();
+    sum += at[(b + 1) % n];
+  }
+  if (threadIdx.x == 0) out[b] = sum;
+}
+BUG(one_buffer_in_all_rounds,
+    "with one grid.sync a round, a block writes what others still read of the last") {
+  float *out = c.out(4), *data = c.floats(8);
+  bool fixed = c.fixed;
+  void* args[] = {&out, &data, &fixed};
+  (void)cudaLaunchCooperativeKernel(one_buffer_in_all_rounds, dim3(4), dim3(32), args);
+}
+BUG(grid_sync_without_cooperative_launch, "grid.sync in a launch that is not cooperative") {
+  float *out = c.out(4), *data = c.floats(4);
+  bool fixed = true;
+  void* args[] = {&out, &data, &fixed};
+  if (c.fixed)
+    (void)cudaLaunchCooperativeKernel(missing_grid_sync, dim3(4), dim3(32), args);
+  else
+    missing_grid_sync<<<4, 32>>>(out, data, fixed);
+}

@@ -181,6 +181,8 @@ EMULATOR_API const char* cudaGetErrorName(cudaError_t error) {
       return "a kernel failed";
     case cudaErrorNotReady:
       return "not ready";
+    case cudaErrorInvalidClusterSize:
+      return "no such cluster";
     default:
       return "an error";
   }
@@ -195,51 +197,6 @@ EMULATOR_API cudaError_t cudaSetDevice(int device) {
 }
 EMULATOR_API cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
-  return cudaSuccess;
-}
-EMULATOR_API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = settings.multiprocessors;
-      break;
-    case cudaDevAttrMaxThreadsPerBlock:
-      *value = kMaxThreads;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = kMaxStaticShared;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = kMaxShared;
-      break;
-    case cudaDevAttrWarpSize:
-      *value = kWarp;
-      break;
-    case cudaDevAttrCooperativeLaunch:
-      *value = 1;
-      break;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = 8;
-      break;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
-      break;
-    default:
-      return cudaErrorInvalidValue;
-  }
-  return cudaSuccess;
-}
-
-// The templates in kernel_api.h end here, which know no types.
-EMULATOR_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
-                                                                       size_t) {
-  *blocks = kBlocksPerMultiprocessor;
-  return cudaSuccess;
-}
-EMULATOR_API cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (static_cast<size_t>(value) > kMaxShared) return cudaErrorInvalidValue;
-    largest_dynamic_shared = std::max<size_t>(largest_dynamic_shared, value);
-  }
   return cudaSuccess;
 }
 }

@@ -21,7 +21,7 @@ namespace emulator {
 
 constexpr int kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
-constexpr size_t kMaxShared = 227 * 1024, kMaxStaticShared = 48 * 1024;
+constexpr size_t kMaxStaticShared = 48 * 1024;
 
 // Behind what the plain mode allocates lies a guard, whose change is noticed. The sanitizers do better
 // without.
@@ -43,6 +43,8 @@ struct Here {
   uint3 thread, block;
   dim3 block_size, grid_size;
   int lane;
+  dim3 block_in_cluster, cluster_size;
+  unsigned block_rank;  // in the cluster
 };
 extern EMULATOR_API Here here;
 
@@ -54,6 +56,12 @@ EMULATOR_API void block_barrier(const char* what, Where where);
 enum class Vote { kOr, kAnd, kCount };
 EMULATOR_API int block_vote(const char* what, Vote vote, bool mine, Where where);
 EMULATOR_API void grid_barrier(Where where);
+
+EMULATOR_API void need_clusters(Where where);  // fails on a device that has none
+EMULATOR_API void cluster_arrive(const char* what, Where where);
+EMULATOR_API void cluster_wait(const char* what, Where where);
+EMULATOR_API void* map_shared(const void* p, unsigned rank, Where where);  // the same place in that block
+EMULATOR_API unsigned shared_rank(const void* p, Where where);             // whose shared memory it is
 
 // One lane's part in a warp operation, which is done once all lanes of `mask` are at the same call.
 struct WarpCall {
@@ -94,19 +102,24 @@ struct Config {
   dim3 grid, block;
   size_t shared;
   cudaStream_t stream;
+  dim3 cluster{1, 1, 1};  // in blocks
+  bool cooperative = false;
+  bool clustered = false;        // the launch has a cluster dimension, be it of one block
+  const void* kernel = nullptr;  // where the launch knows it
 };
 inline Config config(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t stream = nullptr) {
   return {grid, block, shared, stream};
 }
 
+EMULATOR_API Config config_of(const cudaLaunchConfig_t& asked, const void* kernel);
+
 // Queues a kernel on its stream. Throws where a GPU would refuse the launch.
-EMULATOR_API void enqueue(const Config& config, bool cooperative, const char* name,
-                          std::function<void()> body);
+EMULATOR_API void enqueue(const Config& config, const char* name, std::function<void()> body);
 
 // kernel<<<...>>>(args...): arguments are evaluated and copied now, read when the kernel runs.
 template <class Kernel, class... Args>
 void launch(const Config& config, const char* name, Kernel kernel, const Args&... args) {
-  enqueue(config, false, name, [kernel, stored = std::tuple<std::decay_t<const Args>...>(args...)]() mutable {
+  enqueue(config, name, [kernel, stored = std::tuple<std::decay_t<const Args>...>(args...)]() mutable {
     std::apply(kernel, stored);
   });
 }

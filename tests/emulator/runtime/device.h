@@ -18,6 +18,7 @@
 #undef __constant__
 #undef __managed__
 #undef __launch_bounds__
+#undef __cluster_dims__
 #undef __forceinline__
 #undef __align__
 #define __global__
@@ -29,10 +30,9 @@
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
 
-#define threadIdx (::emulator::here.thread)
-#define blockIdx (::emulator::here.block)
-#define blockDim (::emulator::here.block_size)
-#define gridDim (::emulator::here.grid_size)
+// No macros: cudaLaunchConfig_t has members of these names.
+static constexpr const uint3 &threadIdx = emulator::here.thread, &blockIdx = emulator::here.block;
+static constexpr const dim3 &blockDim = emulator::here.block_size, &gridDim = emulator::here.grid_size;
 constexpr int warpSize = emulator::kWarp;
 
 inline void __syncthreads(EMULATOR_WHERE) { emulator::block_barrier("__syncthreads", where); }

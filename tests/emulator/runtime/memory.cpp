@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "block.h"
+#include "scheduler.h"
 
 namespace emulator {
 
@@ -32,7 +33,7 @@ bool shared_overrun(const Block& block) {
 }
 
 // At exactly the declared alignment and not at twice that, so that luck is not relied on.
-static void* allocate(Block& block, const void* key, size_t bytes, size_t align) {
+static void* allocate(Block& block, const void* key, size_t bytes, size_t align, bool dynamic) {
   const Unseen unseen;
   const size_t offset = align < kAllocation ? align : 0;
   void* memory = nullptr;
@@ -40,7 +41,7 @@ static void* allocate(Block& block, const void* key, size_t bytes, size_t align)
   char* address = static_cast<char*>(memory) + offset;
   for (size_t i = 0; i < bytes; ++i) static_cast<volatile char*>(address)[i] = static_cast<char>(kGarbage);
   memset(address + bytes, kGuardByte, kGuard);
-  block.shared.push_back({key, memory, address, bytes});
+  block.shared.push_back({key, memory, address, bytes, align, dynamic});
   return address;
 }
 
@@ -57,17 +58,44 @@ void* shared_memory(const void* key, size_t bytes, size_t align, const char* nam
   if (block.static_shared > kMaxStaticShared)
     fail("__shared__ %s: %zu bytes of static shared memory, and %zu is the most", name, block.static_shared,
          kMaxStaticShared);
-  if (block.static_shared + block.dynamic_shared > kMaxShared)
+  if (block.static_shared + block.dynamic_shared > settings.max_shared)
     fail("__shared__ %s: %zu bytes of static and %zu of dynamic shared memory, and %zu is the most", name,
-         block.static_shared, block.dynamic_shared, kMaxShared);
-  return allocate(block, key, bytes, align);
+         block.static_shared, block.dynamic_shared, settings.max_shared);
+  return allocate(block, key, bytes, align, false);
 }
 
 void* dynamic_shared_memory() {
   static char key;
   Block& block = *current->block;
   if (void* found = find(block, &key)) return found;
-  return allocate(block, &key, block.dynamic_shared, kAllocation);
+  return allocate(block, &key, block.dynamic_shared, kAllocation, true);
+}
+
+const SharedVariable* variable_of(const Block& block, const void* p) {
+  for (const SharedVariable& v : block.shared)
+    if (p >= v.address && p < static_cast<char*>(v.address) + v.bytes) return &v;
+  return nullptr;
+}
+
+void* variable_in(Block& block, const SharedVariable& like) {
+  if (void* found = find(block, like.key)) return found;
+  if (!like.dynamic) block.static_shared += like.bytes;
+  return allocate(block, like.key, like.bytes, like.align, like.dynamic);
+}
+
+// Whoever wrote into a block before it started, or uses its memory after it ended, has done so in vain, and
+// without a barrier between, which the sanitizers see.
+void shared_memory_begins(Block& block) {
+  for (const SharedVariable& v : block.shared) seen_set(v.address, kGarbage, v.bytes);
+  publish(&block.born);
+}
+
+void shared_memory_ends(Block& block) {
+  for (const SharedVariable& v : block.shared) seen_set(v.address, kGarbage, v.bytes);
+#if defined(EMULATOR_ASAN)
+  for (const SharedVariable& v : block.shared) free(v.memory);
+  block.shared.clear();
+#endif
 }
 
 void fence() {

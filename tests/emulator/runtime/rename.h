@@ -20,6 +20,7 @@
 #define cudaGetLastError emulated_cudaGetLastError
 #define cudaHostAlloc emulated_cudaHostAlloc
 #define cudaLaunchCooperativeKernel emulated_cudaLaunchCooperativeKernel
+#define cudaLaunchKernelEx emulated_cudaLaunchKernelEx
 #define cudaMalloc emulated_cudaMalloc
 #define cudaMallocHost emulated_cudaMallocHost
 #define cudaMemcpy emulated_cudaMemcpy
@@ -27,6 +28,7 @@
 #define cudaMemset emulated_cudaMemset
 #define cudaMemsetAsync emulated_cudaMemsetAsync
 #define cudaOccupancyMaxActiveBlocksPerMultiprocessor emulated_cudaOccupancyMaxActiveBlocksPerMultiprocessor
+#define cudaOccupancyMaxActiveClusters emulated_cudaOccupancyMaxActiveClusters
 #define cudaPeekAtLastError emulated_cudaPeekAtLastError
 #define cudaSetDevice emulated_cudaSetDevice
 #define cudaStreamCreate emulated_cudaStreamCreate

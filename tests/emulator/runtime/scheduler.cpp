@@ -19,7 +19,7 @@ Here here;
 Thread* current = nullptr;
 Grid grid;
 
-static std::string position(const uint3& i) {
+std::string position(const uint3& i) {
   return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
 }
 
@@ -59,10 +59,11 @@ std::vector<int> ordered(size_t n, unsigned salt) {
 void thread_main() {
   for (;;) {
     observe(&grid.launched);
+    observe(&current->block->born);
     (*grid.kernel)();
     if (copies_in_flight(*current)) fail("the thread exits while a cp.async is under way");
     current->state = State::kExited;
-    ++current->block->exited;
+    leave(*current->block);
     publish(&grid.finished);
     Fiber::yield();
   }
@@ -103,19 +104,21 @@ int block_vote(const char* what, Vote vote, bool mine, Where where) {
 }
 
 void grid_barrier(Where where) {
+  if (!grid.cooperative)
+    fail("grid.sync at %s:%d in a launch that is not cooperative", where.file, where.line);
   Token* token = &grid.barrier[grid.generation % 2];
   publish(token);
   ++current->block->at_grid_barrier;
   wait(State::kAtGridBarrier, "grid.sync", where);
   observe(token);
+  ++current->epoch;
 }
 
 static std::string about(const Block& block) {
   return "emulator: kernel " + std::string(grid.name) + ", block " + position(block.index) + ": ";
 }
 
-// Where the threads of a block that cannot go on are.
-static std::string describe(const Block& block) {
+std::string describe(const Block& block) {
   std::map<std::string, int> counts;
   for (const Thread& t : block.threads) {
     std::string at = "exited";
@@ -127,7 +130,7 @@ static std::string describe(const Block& block) {
     }
     ++counts[at];
   }
-  std::string text = about(block) + "its threads do not meet:";
+  std::string text;
   for (const auto& [at, count] : counts) text += "\n  " + std::to_string(count) + " " + at;
   return text;
 }
@@ -140,11 +143,16 @@ static bool at_one_place(const Block& block) {
 
 void run_block(Block& block) {
   here.block = block.index;
+  here.block_rank = block.rank;
+  here.block_in_cluster = block.in_cluster;
   const size_t n = block.threads.size();
   const auto all_ready = [&](unsigned salt) {
     for (int i : ordered(n, salt + block.number)) block.ready.push(&block.threads[i]);
   };
-  if (!block.started) all_ready(1);
+  if (!block.started) {
+    shared_memory_begins(block);
+    all_ready(1);
+  }
   block.started = true;
   for (;;) {
     while (!block.ready.empty()) {
@@ -156,8 +164,9 @@ void run_block(Block& block) {
       return;
     }
     if (block.exited == n || block.at_grid_barrier == n) return;
+    if (block.at_barrier != n && block.at_cluster_barrier) return;  // other blocks may release some
     if (block.at_barrier != n || !at_one_place(block)) {
-      grid.failure = describe(block);
+      grid.failure = about(block) + "its threads do not meet:" + describe(block);
       return;
     }
     block.at_barrier = 0;

@@ -12,7 +12,6 @@ namespace emulator {
 
 Counts counts;
 int64_t loaded_bytes = 0, stored_bytes = 0;
-size_t largest_dynamic_shared = 48 * 1024;
 
 struct Stream {
   std::deque<Work> waiting;
@@ -80,31 +79,11 @@ void queue(cudaStream_t s, Work work) {
   });
 }
 
-[[noreturn]] static void refuse(const char* name, const std::string& why) {
-  throw std::runtime_error("emulator: kernel " + std::string(name) + " cannot be launched: " + why);
-}
-
-static void check_launch(const Config& c, bool cooperative, const char* name) {
-  const size_t threads = size_t{c.block.x} * c.block.y * c.block.z;
-  const size_t blocks = size_t{c.grid.x} * c.grid.y * c.grid.z;
-  if (threads == 0 || threads > kMaxThreads || c.block.z > 64)
-    refuse(name, "a block of " + std::to_string(threads) + " threads");
-  if (blocks == 0 || c.grid.x > INT32_MAX || c.grid.y > 65535 || c.grid.z > 65535)
-    refuse(name, "a grid of " + std::to_string(blocks) + " blocks");
-  if (c.shared > kMaxShared) refuse(name, std::to_string(c.shared) + " bytes of dynamic shared memory");
-  if (c.shared > largest_dynamic_shared)
-    refuse(name, std::to_string(c.shared) + " bytes of dynamic shared memory without cudaFuncSetAttribute");
-  const size_t resident = size_t{kBlocksPerMultiprocessor} * settings.multiprocessors;
-  if (cooperative && blocks > resident)
-    refuse(name, "a cooperative grid of " + std::to_string(blocks) + " blocks where " +
-                     std::to_string(resident) + " run at a time");
-}
-
-void enqueue(const Config& config, bool cooperative, const char* name, std::function<void()> body) {
-  check_launch(config, cooperative, name);
+void enqueue(const Config& config, const char* name, std::function<void()> body) {
+  check_launch(config, name);
   ++counts.launches;
   queue(config.stream,
-        [=, name = std::string(name), body = std::move(body)] { run_grid(config, cooperative, name, body); });
+        [=, name = std::string(name), body = std::move(body)] { run_grid(config, name, body); });
 }
 
 }  // namespace emulator
@@ -117,7 +96,6 @@ EMULATOR_API void emulator_set_order(int order, unsigned seed) {
   settings.seed = seed;
 }
 EMULATOR_API void emulator_set_concurrent_blocks(int on) { settings.concurrent_blocks = on; }
-EMULATOR_API void emulator_set_multiprocessors(int count) { settings.multiprocessors = count; }
 EMULATOR_API int64_t emulator_launches() { return counts.launches; }
 EMULATOR_API int64_t emulator_copies() { return counts.copies; }
 EMULATOR_API int64_t emulator_copied_bytes() { return counts.copied_bytes; }

@@ -21,6 +21,7 @@ struct Counts {
   int64_t launches = 0, copies = 0, copied_bytes = 0;
 };
 extern Counts counts;
-extern size_t largest_dynamic_shared;  // that a kernel was allowed by cudaFuncSetAttribute
+
+void check_launch(const Config& config, const char* name);  // throws where a GPU would refuse it
 
 }  // namespace emulator

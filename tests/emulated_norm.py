@@ -1,0 +1,105 @@
+"""The CUDA room of the normalizations, run by the emulator on the cases of the op table.
+
+As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; on each of the devices below.
+"""
+
+import functools
+import itertools
+import sys
+from typing import Any
+
+import emulator
+import torch
+from emulated_optim import array
+from onepass import norm_checks
+from onepass.ops import OPS, Op
+from onepass.testing import CASES, Case, Mismatch, compare, expected
+from onepass.testing.compare import margins
+from onepass.testing.verify import result_names, written
+from torch import Tensor
+
+SOURCES = (
+    *(f"csrc/cuda/norm_{name}.cu" for name in ("f32", "f64", "bf16", "f16")),
+    "csrc/cuda/norm_launch.cpp",
+    "tests/emulator/norm_bind.cpp",
+)
+NORMS = [op for op in OPS if op.name.startswith("batch_norm")]
+
+
+@functools.cache
+def built(mode: str) -> tuple[Any, emulator.Emulator]:
+    """The module and its emulator."""
+    path = emulator.build("emulated_norm", [emulator.ROOT / source for source in SOURCES], mode)
+    return emulator.load(path), emulator.Emulator(path)
+
+
+IMAGES = ("input", "residual", "grad_output")
+
+# What decides how a device runs a call: its compute capability and the bytes of its L2 cache.
+TWO_LAUNCHES = (80, 50 << 20)
+CLUSTERS = (90, 50 << 20)  # and two launches where channels are innermost
+SLICES = (90, 0)  # and clusters
+DEVICES = {"two launches": TWO_LAUNCHES, "clusters": CLUSTERS, "slices": SLICES}
+
+
+def use(emulated: emulator.Emulator, device: tuple[int, int]) -> None:
+    emulated.set_compute_capability(*divmod(device[0], 10))
+    emulated.set_l2_cache(device[1])
+
+
+def _array(value: Any) -> Any:
+    return array(value) if isinstance(value, Tensor) else value
+
+
+def _dense(call: dict[str, Any]) -> dict[str, Any]:
+    """The images of a call as the kernels want them: dense, in the order of the input."""
+    call = {**call, "input": norm_checks.dense_image(call["input"])}
+    for name in IMAGES[1:]:
+        if call.get(name) is not None:
+            call[name] = torch.empty_like(call["input"]).copy_(call[name])
+            if call["input"].data_ptr() % 16:  # and where such a tensor would begin
+                call[name] = _as_misaligned(call[name])
+    return call
+
+
+def _as_misaligned(t: Tensor) -> Tensor:
+    room = t.new_empty(t.numel() + 1)
+    return room[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
+
+
+def run(module: Any, op: Op, call: dict[str, Any], want: dict[str, Any]) -> dict[str, Any]:
+    """The call as the emulated kernels leave it, with its results, which are like those wanted."""
+    names = result_names(op)
+    results = {name: torch.full_like(want[name], 77) for name in names}  # what nobody writes is seen
+    getattr(module, op.name)({name: _array(value) for name, value in {**_dense(call), **results}.items()})
+    return {**call, **results}
+
+
+def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mismatch]:
+    """What the emulated kernels leave otherwise than the reference."""
+    want, before, got = expected(op, case, 0, dtype, "cpu"), case(0, dtype), case(0, dtype)
+    got = run(module, op, got, want)
+    found = compare(op.name, case.name, got, want, before, written(op, before))
+    for ours, old in zip(margins(got), margins(before), strict=True):
+        if not torch.equal(ours, old):
+            found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
+    return found
+
+
+def main(mode: str, concurrent: str, *names: str) -> None:
+    module, emulated = built(mode)
+    emulated.set_concurrent_blocks(concurrent == "True")
+    count = 0
+    for device, op in itertools.product(DEVICES.values(), NORMS):
+        use(emulated, device)
+        for case in CASES[op.name]:
+            for dtype in case.dtypes if case.name in names else ():
+                found = mismatches(module, op, case, dtype)
+                assert not found, "\n".join(map(str, found))
+                count += 1
+    print(count, "cases")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
