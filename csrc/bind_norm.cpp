@@ -2,8 +2,8 @@
 // CPU, of onepass._cuda for CUDA. Schemas are defined in onepass/ops.py; here each op has a line at the foot.
 #include <torch/csrc/stable/library.h>
 
-#include "norm_call.h"
 #include "common/norm_driver.h"
+#include "norm_call.h"
 
 namespace onepass {
 

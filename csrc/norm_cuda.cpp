@@ -1,7 +1,7 @@
 // Normalizations on CUDA for torch: on its current stream.
+#include "common/norm_driver.h"
 #include "cuda/norm_launch.h"
 #include "current.h"
-#include "common/norm_driver.h"
 
 namespace onepass {
 

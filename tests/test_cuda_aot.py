@@ -65,6 +65,38 @@ GRADS = {  # loads and stores of one turn over each of the four storage types
 }
 
 
+class Norm(NamedTuple):
+    """A kernel of normalizations: what it goes through, and what it makes of the elements."""
+
+    walk: str
+    storage: str
+    what: tuple[str, ...]
+
+
+PASSES = {"Moment": "Forward", "Grad": "Backward"}  # the first pass and the second one
+NORMS = {
+    Norm(walk, storage, what)
+    for storage in SIZES
+    for walk, whats in {
+        "planar": [("Moment",), ("Grad",)],
+        "interleaved": [("Moment",), ("Grad",)],
+        "apply": [("Forward",), ("Backward",)],
+        "clusters": list(PASSES.items()),
+        "slices": list(PASSES.items()) if storage != "double" else [],
+        "given": [()],
+        "grad_given": [()],
+    }.items()
+    for what in whats
+}  # fmt: skip
+
+
+def _registers(kernel: "Kernel | Norm | str") -> int:
+    """What its launch bounds leave a thread: two blocks of 256 threads on a multiprocessor, or one."""
+    if isinstance(kernel, Norm) and (kernel.storage == "double" or kernel.walk == "slices"):
+        return 255
+    return REGISTERS
+
+
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory) -> Path:
     """A folder with the machine code of each architecture, as built."""
@@ -78,23 +110,31 @@ def cubins(tmp_path_factory) -> Path:
 
 
 @functools.cache
-def _functions(folder: Path, arch: str) -> dict[Kernel | str, sass.Function]:
-    found: dict[Kernel | str, sass.Function] = {}
+def _functions(folder: Path, arch: str) -> dict[Kernel | Norm | str, sass.Function]:
+    found: dict[Kernel | Norm | str, sass.Function] = {}
     for cubin in folder.glob(f"*.sm_{arch}.cubin"):
         found |= {_kernel(name): function for name, function in sass.functions(cubin).items()}
     return found
+
+
+def _norms(folder: Path, arch: str) -> dict[Norm, sass.Function]:
+    return {k: function for k, function in _functions(folder, arch).items() if isinstance(k, Norm)}
 
 
 def _steps(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
     return {k: function for k, function in _functions(folder, arch).items() if isinstance(k, Kernel)}
 
 
-def _kernel(mangled: str) -> Kernel | str:
+def _kernel(mangled: str) -> Kernel | Norm | str:
     """Which kernel a name names: _ZN7onepass4cuda12multi_tensorINS_4AdamIfLb1ELb0EEE6__halffLi496EE..."""
     if match := re.search(r"cuda\d+(sum_grads|unscale_grads|clip_grads|accumulate)ILi(\d+)E", mangled):
         return match[1] + match[2]
     if "update_scale" in mangled:
         return "update_scale"
+    if match := re.search(
+        r"cuda\d+norm_([a-z_]+)I(f|d|\d+__half|\d+__nv_bfloat16)(\w*)EvNS0_8NormWorkE", mangled
+    ):
+        return Norm(match[1], _type(match[2]), tuple(re.findall("Moment|Grad|Forward|Backward", match[3])))
     match = re.search(
         r"multi_tensorINS_\d+([A-Z][a-z]+)I[fd]((?:Lb[01]E)*)EE(f|d|\d+__\w+?)(f|d|S\d?_|\d+__\w+?)Li(\d+)E",
         mangled,
@@ -111,7 +151,7 @@ def _type(mangled: str) -> str:
 
 @each_arch
 def test_every_kernel_is_there(cubins: Path, arch: str):
-    assert _functions(cubins, arch).keys() == KERNELS | GRADS.keys() | {"update_scale"}
+    assert _functions(cubins, arch).keys() == KERNELS | NORMS | GRADS.keys() | {"update_scale"}
 
 
 @each_arch
@@ -119,7 +159,7 @@ def test_nothing_is_spilled(cubins: Path, arch: str):
     for kernel, function in _functions(cubins, arch).items():
         assert not function.spills(), kernel
         assert (function.stack, function.local) == (0, 0), kernel
-        assert function.registers <= REGISTERS, kernel
+        assert function.registers <= _registers(kernel), kernel
 
 
 def _vector_accesses(function: sass.Function) -> tuple[int, int]:
@@ -171,7 +211,43 @@ def test_gradients_move_in_128_bit_accesses(cubins: Path, arch: str, name: str):
 def test_no_access_has_to_find_out_what_memory_it_is_to(cubins: Path, arch: str):
     for kernel, function in _functions(cubins, arch).items():
         generic = [o for o in function.opcodes() if o.partition(".")[0] in ("LD", "ST", "ATOM")]
-        assert not generic, (kernel, generic)
+        assert generic == _waits(kernel, arch), (kernel, generic)
+
+
+def _waits(kernel: Kernel | Norm | str, arch: str) -> list[str]:
+    """Where blocks wait for each other: what another block of a cluster has summed up, from its shared
+    memory; the barrier of a cooperative launch."""
+    walk = kernel.walk if isinstance(kernel, Norm) else ""
+    if walk == "clusters" and arch != "80":
+        return ["LD.E.64", "LD.E.64"]
+    return ["ATOM.E.ADD.STRONG.GPU", "LD.E.STRONG.GPU"] if walk == "slices" else []
+
+
+# --- normalizations ---------------------------------------------------------------------------------------
+def _tensors(kernel: Norm) -> int:
+    """The least that a kernel loads and stores of each tensor, by each of four activations, in the 128-bit
+    accesses of a group of eight elements: x; or x and dy; y; or dx and the residual's gradient."""
+    streams = {"Moment": 1, "Grad": 4 * 2, "Forward": 4 * (1 + 1), "Backward": 4 * (2 + 2)}
+    loads_kept = {"Forward": 4, "Backward": 8} if kernel.walk in ("clusters", "slices") else {}
+    return sum(streams[what] - loads_kept.get(what, 0) for what in kernel.what) * SIZES[kernel.storage] // 2
+
+
+@each_arch
+def test_elements_of_normalizations_move_in_128_bit_accesses(cubins: Path, arch: str):
+    for kernel, function in _norms(cubins, arch).items():
+        if kernel.what and not (kernel.walk == "clusters" and arch == "80"):
+            wide = [
+                o for block in function.blocks for o in sass.global_accesses(block) if sass.width(o) == 128
+            ]
+            assert len(wide) >= _tensors(kernel), kernel
+
+
+@each_arch
+def test_no_cluster_is_launched_where_there_are_none(cubins: Path, arch: str):
+    """Of these kernels there is a trap on sm_80, and nothing else."""
+    for kernel, function in _norms(cubins, arch).items():
+        if kernel.walk == "clusters":
+            assert (sum(map(len, function.blocks)) < 20) == (arch == "80"), kernel
 
 
 @pytest.mark.parametrize("op", [BY_NAME[name] for name in FLOAT_KERNELS], ids=lambda op: op.name)

@@ -82,6 +82,7 @@ __device__ __forceinline__ Pair sum_rows(const NormWork& w, const Slice& slice, 
   const int count = walk.count();
   int64_t turn = 0;
   with_activation_of<Sums>(w, [&](auto act) {
+#pragma unroll 1  // kMost at a time, and no more, is what registers allow
     for (; walk.has(0); walk.at += kMost * walk.step, turn += kMost) {
       typename Sums::Input in[kMost];
 #pragma unroll

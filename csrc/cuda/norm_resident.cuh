@@ -102,6 +102,7 @@ __device__ __forceinline__ void settle_in_cluster(const Channel<S>& channel, con
   cluster.sync();
   if (cluster.block_rank() == 0) {
     Pair all;
+#pragma unroll 1
     for (unsigned p = 0; p < cluster.num_blocks(); ++p) {
       const double* const of_part = cluster.map_shared_rank(its, static_cast<int>(p));
       all.add({of_part[0], of_part[1]});
@@ -144,6 +145,7 @@ __device__ __forceinline__ void apply_rows(const NormWork& w, RowWalk walk, cons
   table.look_up(w, walk.begin);
   int64_t own = threadIdx.x;
   with_activation(w.call.act, [&](auto act) {
+#pragma unroll 1
     for (; walk.has(0); walk.at += kMost * walk.step, own += kMost * kNormThreads) {
       Mine mine[kMost];
 #pragma unroll

@@ -99,7 +99,7 @@ def run_all(how: Pass, names: list[str]) -> dict[tuple[str, bool], Outcome]:
 def table() -> list[tuple[str, str]]:
     """Names, and what is wrong, read off the sources."""
     text = "".join(p.read_text() for p in sorted(FOLDER.glob("*.cu")))
-    return re.findall(r'^BUG\((\w+), "(.*)"\)', text, re.MULTILINE)
+    return re.findall(r'^BUG\((\w+),\s+"(.*)"\)', text, re.MULTILINE)
 
 
 def differs(values: list[float] | None, expected: list[float] | None) -> bool:

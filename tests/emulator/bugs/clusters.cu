@@ -29,10 +29,10 @@ __global__ void ring(float* out, bool before, bool after) {
   if (after) cluster.sync();
 }
 BUG(missing_cluster_sync, "reads what another block wrote into its shared memory, without a barrier") {
-  in_clusters(4, 8, 32, &ring, c.out(8 * 32), c.fixed, true);
+  in_clusters(2, 2, 32, &ring, c.out(2 * 32), c.fixed, true);
 }
 BUG(owner_exits_too_early, "a block exits while another one reads its shared memory") {
-  in_clusters(4, 8, 32, &ring, c.out(8 * 32), true, c.fixed);
+  in_clusters(2, 2, 32, &ring, c.out(2 * 32), true, c.fixed);
 }
 
 __global__ void last_barrier_between_map_and_read(float* out, bool fixed) {
@@ -46,7 +46,7 @@ __global__ void last_barrier_between_map_and_read(float* out, bool fixed) {
   if (fixed) cluster.sync();
 }
 BUG(last_barrier_between_map_and_read, "no barrier behind the last use of a pointer that was mapped early") {
-  in_clusters(4, 8, 32, &last_barrier_between_map_and_read, c.out(8 * 32), c.fixed);
+  in_clusters(2, 2, 32, &last_barrier_between_map_and_read, c.out(2 * 32), c.fixed);
 }
 
 __global__ void block_barrier_for_cluster(float* out, bool fixed) {
@@ -54,7 +54,7 @@ __global__ void block_barrier_for_cluster(float* out, bool fixed) {
   const auto cluster = cooperative_groups::this_cluster();
   const unsigned t = threadIdx.x, other = 1 - cluster.block_rank();
   float sum = 0;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 2; ++round) {
     s[t] = static_cast<float>(round * 100 + t);
     cluster.sync();
     sum += cluster.map_shared_rank(s, other)[63 - t];
@@ -67,7 +67,7 @@ __global__ void block_barrier_for_cluster(float* out, bool fixed) {
   out[blockIdx.x * 64 + t] = sum;
 }
 BUG(block_barrier_for_cluster, "__syncthreads where another block still reads what is written next") {
-  in_clusters(2, 4, 64, &block_barrier_for_cluster, c.out(4 * 64), c.fixed);
+  in_clusters(2, 2, 64, &block_barrier_for_cluster, c.out(2 * 64), c.fixed);
 }
 
 __global__ void written_before_it_runs(float* out, bool fixed) {
@@ -80,7 +80,7 @@ __global__ void written_before_it_runs(float* out, bool fixed) {
   out[blockIdx.x * 32 + t] = inbox[t];
 }
 BUG(written_before_it_runs, "writes into shared memory of a block that may not have started") {
-  in_clusters(4, 8, 32, &written_before_it_runs, c.out(8 * 32), c.fixed);
+  in_clusters(2, 2, 32, &written_before_it_runs, c.out(2 * 32), c.fixed);
 }
 
 __global__ void arrives_and_does_not_wait(float* out, bool fixed) {
@@ -96,7 +96,7 @@ __global__ void arrives_and_does_not_wait(float* out, bool fixed) {
   out[blockIdx.x * 32 + t] = read;
 }
 BUG(arrives_and_does_not_wait, "reads between its arrival at the cluster's barrier and its wait") {
-  in_clusters(2, 4, 32, &arrives_and_does_not_wait, c.out(4 * 32), c.fixed);
+  in_clusters(2, 2, 32, &arrives_and_does_not_wait, c.out(2 * 32), c.fixed);
 }
 
 // Who comes to the cluster's barrier.
@@ -112,7 +112,7 @@ BUG(warp_misses_cluster_barrier, "a warp of each block does not come to the clus
   in_clusters(4, 4, 64, &meeting, c.out(4 * 64), 4, c.fixed ? 64 : 32);
 }
 BUG(rank_outside_of_cluster, "maps the memory of a block that a smaller cluster does not have") {
-  in_clusters(c.fixed ? 2 : 1, 4, 64, &block_barrier_for_cluster, c.out(4 * 64), true);
+  in_clusters(c.fixed ? 2 : 1, 2, 64, &block_barrier_for_cluster, c.out(2 * 64), true);
 }
 
 __global__ void arrival_in_two_branches(float* out, bool fixed) {
