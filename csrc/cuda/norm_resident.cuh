@@ -139,24 +139,28 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks<S>)
 template <class S, template <class> class Each>
 __device__ __forceinline__ void apply_rows(const NormWork& w, RowWalk walk, const Kept<S>& kept) {
   using Mine = Each<S>;
-  constexpr int kMost = kApplyAhead<S, Mine::kGrads>;
   if (!walk.has(0)) return;
   GroupTable<typename Mine::T, Mine::kGrads> table;
   table.look_up(w, walk.begin);
   int64_t own = threadIdx.x;
   with_activation(w.call.act, [&](auto act) {
-#pragma unroll 1
-    for (; walk.has(0); walk.at += kMost * walk.step, own += kMost * kNormThreads) {
-      Mine mine[kMost];
-#pragma unroll
-      for (int a = 0; a < kMost; ++a)
-        if (walk.has(a)) kept.get(own + a * kNormThreads, w, walk.start(a), kGroup, mine[a]);
-#pragma unroll
-      for (int a = 0; a < kMost; ++a)
-        if (walk.has(a)) mine[a].template finish<decltype(act)::value>(w, walk.start(a), {0, kGroup}, table);
+#pragma unroll 1  // one group at a time: shared memory answers soon
+    for (; walk.has(0); walk.at += walk.step, own += kNormThreads) {
+      Mine mine;
+      kept.get(own, w, walk.start(0), kGroup, mine);
+      mine.template finish<decltype(act)::value>(w, walk.start(0), {0, kGroup}, table);
     }
   });
 }
+
+// Groups of each tensor that a thread has on their way. For sm_100 nvcc spills more than one of backward's.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <class S, bool kGrads>
+constexpr int kSlicesAhead = kGrads ? 1 : kAhead<S, kGrads>;
+#else
+template <class S, bool kGrads>
+constexpr int kSlicesAhead = kAhead<S, kGrads>;
+#endif
 
 // One block on a multiprocessor: both passes in one kernel take more registers than two blocks have. All
 // blocks run at a time and take as many slices at once as they have room for. Pixels are whole groups.
@@ -177,7 +181,7 @@ __global__ void __launch_bounds__(kNormThreads, 1) norm_slices(const __grid_cons
         kept.put(turn * kNormThreads + threadIdx.x, in);
       };
       const Pair all =
-          sum_rows<Mine, kAhead<S, Mine::kGrads>, S>(w, slice, RowWalk(w, slice, part), sums, keep);
+          sum_rows<Mine, kSlicesAhead<S, Mine::kGrads>, S>(w, slice, RowWalk(w, slice, part), sums, keep);
       settle_slice<Mine, S>(w, unit, part, slice, sums, all);
     }
     cooperative_groups::this_grid().sync();
