@@ -1,6 +1,7 @@
 """The CUDA room of the normalizations, run by the emulator on the cases of the op table.
 
-As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; on each of the devices below.
+As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; in two launches, and in one
+wherever that fits.
 """
 
 import functools
@@ -90,7 +91,7 @@ def main(mode: str, concurrent: str, *names: str) -> None:
     module, emulated = built(mode)
     emulated.set_concurrent_blocks(concurrent == "True")
     count = 0
-    for device, op in itertools.product(DEVICES.values(), NORMS):
+    for device, op in itertools.product((TWO_LAUNCHES, SLICES), NORMS):
         use(emulated, device)
         for case in CASES[op.name]:
             for dtype in case.dtypes if case.name in names else ():

@@ -73,8 +73,10 @@ def test_agrees_with_the_reference(cuda, op: Op, case: Case, dtype: torch.dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ("forward", "reverse", "shuffled"))
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device, order",
+    (("two launches", "forward"), ("two launches", "reverse"), ("slices", "forward"), ("slices", "shuffled")),
+)
 def test_neither_the_device_nor_the_order_of_threads_and_blocks_matters(cuda, device: str, order: str):
     module, emulated = cuda
     emulated.set_order(order, seed=1)
@@ -269,4 +271,4 @@ def test_no_sanitizer_finds_anything(mode: str, concurrent: bool):
     report = emulator.run_python(code, mode, [mode, str(concurrent), *SANITIZED])
     assert not report.flagged, report.errors
     cases = [case for op in NORMS for case in CASES[op.name] if case.name in SANITIZED]
-    assert f"{len(DEVICES) * sum(len(case.dtypes) for case in cases)} cases" in report.output
+    assert f"{2 * sum(len(case.dtypes) for case in cases)} cases" in report.output

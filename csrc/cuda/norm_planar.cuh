@@ -45,7 +45,8 @@ __device__ __forceinline__ Pair sum_planes(const Channel<S>& channel, PlaneWalk 
   int64_t nearest;
   const Lanes nearest_lanes = walk.here(nearest);
   Sums mine;
-  mine.begin(channel, walk.left > 0 ? nearest + nearest_lanes.begin : element_of(w.call.shape, channel.c, 0));
+  mine.begin(channel,
+             nearest_lanes.any() ? nearest + nearest_lanes.begin : element_of(w.call.shape, channel.c, 0));
   int count = 0;
   int64_t own = threadIdx.x;
   with_activation_of<Sums>(w, [&](auto act) {
