@@ -9,6 +9,7 @@ from onepass.nn import functional as ours
 from onepass.norm_checks import dense_image
 from onepass.ops import BY_NAME
 from onepass.testing import variants
+from onepass.testing.threads import threads
 from torch import Tensor
 from torch.nn import functional
 
@@ -117,6 +118,67 @@ def test_gradient_passes_exactly_where_the_pre_activation_is_positive(
     assert ((y > 0) == (exact > 0))[clear & (exact.abs() > 1e-4)].all()
     assert (mask.numel() > 0) == residual
     assert sums[-1] == x.numel() // 8
+
+
+# Channels apart, whose second pass follows group by group where memory is slow; the last group is smaller.
+GROUPED = ((4, 38, 30, 30), (2, 520, 7, 7), (3, 9, 60, 60))
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=str)
+@pytest.mark.parametrize("residual", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_groups_of_channels(shape: tuple[int, ...], residual: bool, dtype: torch.dtype):
+    x, z, dy = (_images(shape, seed=s).to(dtype) for s in (0, 1, 2))
+    leaves = [t.clone().requires_grad_() for t in ((x, z) if residual else (x,))]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    want = _exact(*exact)
+    dy[want.detach().abs() < 1e-4] = 0  # where the sign of a rounding decides
+    gradients = torch.autograd.grad(want.relu(), exact, dy.double())
+    rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (torch.finfo(dtype).eps, 1e-3)
+    first = None
+    for count in (1, 2, 5, 8):
+        with threads(count):
+            y = ours.batch_norm(
+                *leaves[:1], None, None, training=True, act="relu", residual=(*leaves, None)[1]
+            )
+            got = [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+        first = first or got
+        assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True))
+    for ours_, theirs in zip(first, (want.relu(), *gradients), strict=True):
+        torch.testing.assert_close(ours_.double(), theirs, rtol=rtol, atol=atol)
+
+
+@each_variant
+@each_layout
+def test_silu_is_that_of_float64(variant, layout: str):
+    """exp is good to an ulp and three roundings follow. The gradient has v * (1 - s), where s rounds to
+    2^-24 and v is 17 until it is 1."""
+    v = torch.cat(
+        [torch.linspace(-87, 87, 40_003), torch.tensor([-1e-6, 0.0, 1e-6, -1e-40, 88.9, 104, 1e30])]
+    )
+    x = v.view(1, 1, -1, 1).expand(1, 3, -1, 1).contiguous(memory_format=LAYOUTS[layout])
+    exact = x.double().requires_grad_()
+    want = functional.silu(exact)
+    dwant = torch.autograd.grad(want.sum(), exact)[0]
+    with variant.use():
+        y, stats, mask = OPS.batch_norm_eval(
+            x, None, None, None, torch.zeros(3), torch.ones(3), eps=0.0, act="silu"
+        )
+        dx = OPS.batch_norm_bwd(
+            torch.ones_like(x), x, None, None, None, stats, mask, act="silu", training=False
+        )[0]
+    torch.testing.assert_close(y.double(), want.detach(), rtol=4 * 2**-23, atol=2e-38)
+    torch.testing.assert_close(dx.double(), dwant, rtol=4 * 2**-23, atol=20 * 2**-24)
+
+
+@each_variant
+@each_layout
+def test_silu_beyond_all_numbers(variant, layout: str):
+    bad = torch.tensor([float("nan"), float("inf"), float("-inf"), -90.0, -105.0, -1e38] * 3)
+    x = bad.view(1, 1, -1, 1).expand(1, 3, -1, 1).contiguous(memory_format=LAYOUTS[layout])
+    with variant.use():
+        y = OPS.batch_norm_eval(x, None, None, None, torch.zeros(3), torch.ones(3), eps=0.0, act="silu")[0]
+    torch.testing.assert_close(y, functional.silu(x), rtol=1e-6, atol=2e-36, equal_nan=True)
 
 
 # --- what is not a number ---------------------------------------------------------------------------------

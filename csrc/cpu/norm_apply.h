@@ -20,7 +20,7 @@ struct Forward {
         z(elements<S>(call.residual, at)),
         negative_slope(static_cast<Arithmetic<S>>(call.negative_slope)) {}
 
-  static constexpr bool keeps_bits = bits;
+  static constexpr bool adds = residual, keeps_bits = bits;
 
   // Of the lanes i, i + 1 ...; passed: those that do, where bits are kept.
   template <class Lanes>
@@ -36,7 +36,7 @@ struct Forward {
 // n elements of each of kRows runs, `apart` from each other.
 template <int kRows, class S, class Pass, class Table>
 ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t n, const Table& table,
-                               bool past, BitWriter* mask) {
+                               bool past, Ahead ahead, BitWriter* mask) {
   constexpr int kVectors = kLine<S> / kLanes<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>) {
@@ -47,6 +47,9 @@ ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t 
       shift[k] = table.shift(i + k * kLanes<S>, Whole<S>{});
     }
     for (int r = 0; r < kRows; ++r) {
+      if (ahead == Ahead::kReads) ask_ahead<kLine<S>>(forward.x + r * apart + i);
+      if (ahead != Ahead::kNothing && Pass::adds) ask_ahead<kLine<S>>(forward.z + r * apart + i);
+      if (ahead == Ahead::kRest) ask_ahead<kLine<S>>(y + r * apart + i);
       unsigned line = 0;
       for (int k = 0; k < kVectors; ++k) {
         const int64_t at = r * apart + i + k * kLanes<S>;
@@ -76,7 +79,8 @@ void planar_apply(const NormCall& call, const void* table, int64_t from, int64_t
     const int64_t n = std::min(y.kElements, to - at);
     for (Run run(call.shape, at, n); run.count; run.next())
       apply_runs<1>(Pass(call, at + run.first), y.at(at) + run.first, 0, run.count,
-                    Coefficients<S, Same>(table, call.shape.channels, run.channel), false, &mask);
+                    Coefficients<S, Same>(table, call.shape.channels, run.channel), false,
+                    ahead_of_runs(call), &mask);
     y.flush(at, n);
   }
 }
@@ -94,7 +98,7 @@ void interleaved_apply(const NormCall& call, const void* table, int64_t from, in
           mask[r].begin(call.mask + (first + r * apart) * channels / 8);
         for (int64_t at = first * channels; at < (first + count) * channels; at += channels)
           apply_runs<kRows>(Pass(call, at), elements<S>(call.y, at), apart * channels, channels, coefficients,
-                            past, mask);
+                            past, ahead_of_pixels(call), mask);
       });
 }
 

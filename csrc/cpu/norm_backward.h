@@ -54,8 +54,8 @@ ONEPASS_INLINE void add_grad(V g, V x, V mean, V& s, V& d) {
 }
 
 template <class G, class S = G::S>
-ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S, Same>& table, double& sum,
-                                 double& dot) {
+ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S, Same>& table, bool ahead,
+                                 double& sum, double& dot) {
   constexpr int kSums = 4;
   Vector<S> s[kSums] = {}, d[kSums] = {};
   const Vector<S> mean = table.mean.value, scale = table.scale.value, shift = table.shift.value;
@@ -64,8 +64,13 @@ ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S,
     add_grad(lanes.fresh(gated(i, lanes, x, mean, scale, shift)), x, mean, s[j], d[j]);
   };
   int64_t i = 0;
-  for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
+  for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>) {
+    if (ahead) {
+      ask_ahead<kSums * kLanes<S>>(gated.x + i);
+      ask_ahead<kSums * kLanes<S>>(gated.dy + i);
+    }
     for (int j = 0; j < kSums; ++j) add(i + j * kLanes<S>, Whole<S>{}, j);
+  }
   for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT { add(at, lanes, 0); });
   sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
   dot += sum_of<S>((d[0] + d[1]) + (d[2] + d[3]));
@@ -79,18 +84,22 @@ void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, 
       const Coefficients<S, Same> here(table, channels, c);
       for (int64_t i = 0; i < pixels; i += kGradChunk)
         add_grad_run(G(call, (image * channels + c) * pixels + i), std::min(kGradChunk, pixels - i), here,
-                     sum[c - block.begin], dot[c - block.begin]);
+                     memory_is_slow(), sum[c - block.begin], dot[c - block.begin]);
     }
 }
 
 template <int kRows, class G, class S = G::S>
-ONEPASS_INLINE void add_grad_pixels(const G gated, int64_t apart, int64_t n,
+ONEPASS_INLINE void add_grad_pixels(const G gated, int64_t apart, int64_t n, bool ahead,
                                     const Coefficients<S, Each>& table, Arithmetic<S>* s, Arithmetic<S>* d) {
   for_each_vector<S>(0, n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
     const Vector<S> mean = table.mean(i, lanes), scale = table.scale(i, lanes), shift = table.shift(i, lanes);
     Vector<S> sum = lanes.load_wide(s + i), dot = lanes.load_wide(d + i);
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * apart + i;
+      if (ahead) {
+        ask_ahead<1>(gated.x + at);
+        ask_ahead<1>(gated.dy + at);
+      }
       const Vector<S> x = lanes.load(gated.x + at, mean);
       add_grad(lanes.fresh(gated(at, lanes, x, mean, scale, shift)), x, mean, sum, dot);
     }
@@ -104,12 +113,13 @@ void interleaved_grad_sums(const NormCall& call, const void* table, NormBlock bl
                            Arithmetic<S>* d, double* sum, double* dot) {
   const int64_t channels = call.shape.channels;
   const Coefficients<S, Each> coefficients(table, channels, 0);
+  const bool ahead = ahead_of_pixels(call) == Ahead::kReads;
   for (int64_t c = 0; c < channels; ++c) s[c] = d[c] = 0;
   for (int64_t first = block.first; first < block.last; first += kGradChunkPixels) {
     const int64_t last = std::min(block.last, first + kGradChunkPixels);
     for_each_strand<kGradStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
       for (const int64_t end = p + count; p < end; ++p)
-        add_grad_pixels<decltype(rows)::value>(G(call, p * channels), apart * channels, channels,
+        add_grad_pixels<decltype(rows)::value>(G(call, p * channels), apart * channels, channels, ahead,
                                                coefficients, s, d);
     });
     for (int64_t c = 0; c < channels; ++c) {
@@ -135,11 +145,18 @@ void grad_sums_pass(const NormCall& call, const void* table, NormBlock block, do
 // given: so were the statistics.
 template <int kRows, class G, class Table, class S = G::S>
 ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, int64_t n, const Table& table,
-                                    bool given, bool past) {
+                                    bool given, bool past, Ahead ahead) {
   constexpr int kVectors = kLine<S> / kLanes<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>)
     for (int r = 0; r < kRows; ++r) {
+      if (kRows > 1 && ahead == Ahead::kReads) {
+        ask_ahead<kLine<S>>(gated.x + r * apart + i);
+        ask_ahead<kLine<S>>(gated.dy + r * apart + i);
+      } else if (kRows == 1 && ahead == Ahead::kRest) {
+        ask_ahead<kLine<S>>(dx + i);
+        if (dz) ask_ahead<kLine<S>>(dz + i);
+      }
       Vector<S> g[kVectors];
       for (int k = 0; k < kVectors; ++k) {
         const int64_t c = i + k * kLanes<S>, at = r * apart + c;
@@ -176,7 +193,8 @@ void planar_grad_apply(const NormCall& call, const void* table, int64_t from, in
     for (Run run(call.shape, at, n); run.count; run.next())
       input_grad_runs<1>(G(call, at + run.first), dx.at(at) + run.first,
                          call.dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
-                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, false);
+                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, false,
+                         ahead_of_runs(call));
     dx.flush(at, n);
     dz.flush(at, n);
   }
@@ -192,7 +210,8 @@ void interleaved_grad_apply(const NormCall& call, const void* table, int64_t fro
         for (const int64_t end = p + count; p < end; ++p)
           input_grad_runs<decltype(rows)::value>(G(call, p * channels), elements<S>(call.dx, p * channels),
                                                  elements<S>(call.dresidual, p * channels), apart * channels,
-                                                 channels, coefficients, call.given, past);
+                                                 channels, coefficients, call.given, past,
+                                                 ahead_of_pixels(call));
       });
 }
 

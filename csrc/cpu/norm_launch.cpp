@@ -111,23 +111,23 @@ static void everywhere(NormKernels::Apply kernel, const NormCall& call, const vo
   const auto cut = [&](int64_t k) { return k == pieces ? numel : numel / unit * k / pieces * unit; };
   in_parallel(pieces, [&](int64_t k) { backwards(kernel, call, table, cut(k), cut(k + 1), unit); });
 }
-static void over_channel(NormKernels::Apply kernel, const NormCall& call, const void* table, int64_t c) {
+static void over_block(NormKernels::Apply kernel, const NormCall& call, const void* table,
+                       const NormBlock& b) {
   const NormShape& s = call.shape;
-  for (int64_t image = s.images - 1; image >= 0; --image) {
-    const int64_t begin = (image * s.channels + c) * s.pixels;
-    kernel(call, table, begin, begin + s.pixels);
-  }
+  for (int64_t image = b.last - 1; image >= b.first; --image)
+    kernel(call, table, (image * s.channels + b.begin) * s.pixels, (image * s.channels + b.end) * s.pixels);
 }
 
 // first(block), settle(channel) behind all blocks that the channel is in, then the second pass.
 template <class First, class Settle>
 static void two_passes(const NormCall& call, const NormPlan& plan, const void* table,
                        NormKernels::Apply second, const First& first, const Settle& settle) {
-  if (plan.by_channel)
-    return in_parallel(plan.blocks(), [&](int64_t c) {
-      first(c);
-      settle(c);
-      over_channel(second, call, table, c);
+  if (plan.at_once)
+    return in_parallel(plan.blocks(), [&](int64_t k) {
+      const NormBlock block = plan.block(call.shape, k);
+      first(k);
+      for (int64_t c = block.begin; c < block.end; ++c) settle(c);
+      over_block(second, call, table, block);
     });
   in_parallel(plan.blocks(), first);
   each_channel(call.shape, plan.parts, settle);
@@ -147,8 +147,9 @@ static NormKernels::Apply grad_kernel(const NormCall& call) {
 }
 
 template <class T>
-static void forward(const NormCall& call, const RunningStats& running, double eps) {
+static void forward(NormCall call, const RunningStats& running, double eps) {
   const NormPlan plan = NormPlan::make(call, 1);
+  call.past &= plan.results_go_past();
   const PartRoom room(plan, call.shape.channels);
   const auto channels = channels_of<T>(call);
   const double factor = running.factor();
@@ -169,8 +170,9 @@ static void given(const NormCall& call, const ChannelVector& mean, const Channel
 }
 
 template <class T>
-static void backward(const NormCall& call, const ChannelVector& dweight, const ChannelVector& dbias) {
+static void backward(NormCall call, const ChannelVector& dweight, const ChannelVector& dbias) {
   const NormPlan plan = NormPlan::make(call, 2);
+  call.past &= plan.results_go_past();
   const PartRoom room(plan, call.shape.channels);
   const auto channels = channels_of<T>(call);
   const bool empty = call.shape.numel() == 0, sums = !call.given || dweight.data || dbias.data;

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "norm_kernels.h"
-#include "vector.h"
+#include "vector_exp.h"
 
 namespace onepass::ONEPASS_ISA {
 
@@ -97,6 +97,16 @@ inline const S* elements(const void* data, int64_t at) {
 template <class S>
 inline S* elements(void* data, int64_t at) {
   return data ? static_cast<S*>(data) + at : nullptr;
+}
+
+// What a second pass asks for ahead of its turn: nothing; whatever it reads; or, where a cache holds what was
+// read before, the rest: a residual, and the lines of results.
+enum class Ahead { kNothing, kReads, kRest };
+inline Ahead ahead_of_pixels(const NormCall& call) {
+  return memory_is_slow() && call.past ? Ahead::kReads : Ahead::kNothing;
+}
+inline Ahead ahead_of_runs(const NormCall& call) {
+  return memory_is_slow() && !call.past ? Ahead::kRest : Ahead::kNothing;
 }
 
 // Where channels are innermost, may whole lines of this result go past the caches?

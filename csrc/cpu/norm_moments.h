@@ -59,15 +59,18 @@ ONEPASS_INLINE void add_deviation(V x, V shift, V& s, V& q) {
 // --- channels apart ---------------------------------------------------------------------------------------
 // n elements of each of kRows runs of a channel, `apart` from each other.
 template <int kRows, class S, class T>
-ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, double& sum, double& squares) {
+ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, bool ahead, double& sum,
+                             double& squares) {
   constexpr int kSums = 4 / kRows;  // side by side, so that none waits for the addition before
   Vector<S> s[kRows][kSums] = {}, q[kRows][kSums] = {};
   const Vector<S> k = broadcast<S>(shift);
   int64_t i = 0;
   for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
-    for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < kSums; ++j)
-        add_deviation(load_vector(x + r * apart + i + j * kLanes<S>), k, s[r][j], q[r][j]);
+    for (int r = 0; r < kRows; ++r) {
+      const S* row = x + r * apart + i;
+      if (ahead) ask_ahead<kSums * kLanes<S>>(row);
+      for (int j = 0; j < kSums; ++j) add_deviation(load_vector(row + j * kLanes<S>), k, s[r][j], q[r][j]);
+    }
   for (int r = 0; r < kRows; ++r) {
     for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
       add_deviation(lanes.load(x + r * apart + at, k), k, s[r][0], q[r][0]);
@@ -114,7 +117,7 @@ struct PlanarMoments {
       if (merged + pending == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
       for (int64_t i = 0; i < pixels; i += kChunk) {
         const int64_t n = std::min(kChunk, pixels - i);
-        add_runs<kRows>(x + i, stride, n, sums.shift[c], sums.s[c], sums.q[c]);
+        add_runs<kRows>(x + i, stride, n, sums.shift[c], memory_is_slow(), sums.s[c], sums.q[c]);
         if (long_run) sums.merge(c, c + 1, merged + kRows * i, kRows * n);
       }
     }
@@ -143,11 +146,14 @@ void planar_moments(const NormCall& call, NormBlock block, ChunkSums<Arithmetic<
 
 // --- channels innermost -----------------------------------------------------------------------------------
 template <int kRows, class S, class T>
-ONEPASS_INLINE void add_rows(const S* x, int64_t stride, const ChunkSums<T, T>& sums) {
+ONEPASS_INLINE void add_rows(const S* x, int64_t stride, bool ahead, const ChunkSums<T, T>& sums) {
   for_each_vector<S>(0, sums.channels, [&](int64_t c, auto lanes) ONEPASS_FLAT {
     const Vector<S> shift = lanes.load_wide(sums.shift + c);
     Vector<S> s = lanes.load_wide(sums.s + c), q = lanes.load_wide(sums.q + c);
-    for (int r = 0; r < kRows; ++r) add_deviation(lanes.load(x + r * stride + c, shift), shift, s, q);
+    for (int r = 0; r < kRows; ++r) {
+      if (ahead) ask_ahead<1>(x + r * stride + c);
+      add_deviation(lanes.load(x + r * stride + c, shift), shift, s, q);
+    }
     lanes.store_wide(sums.s + c, s);
     lanes.store_wide(sums.q + c, q);
   });
@@ -156,8 +162,9 @@ ONEPASS_INLINE void add_rows(const S* x, int64_t stride, const ChunkSums<T, T>& 
 template <class S, class T>
 void interleaved_moments(const NormCall& call, NormBlock block, ChunkSums<T, T> sums) {
   const int64_t channels = sums.channels, pilots = std::min(kPilot, block.last - block.first);
+  const bool ahead = ahead_of_pixels(call) == Ahead::kReads;
   for (int64_t p = block.first; p < block.first + pilots; ++p)
-    add_rows<1>(elements<S>(call.x, p * channels), 0, sums);
+    add_rows<1>(elements<S>(call.x, p * channels), 0, false, sums);
   for (int64_t c = 0; c < channels; ++c) {
     sums.shift[c] = sums.s[c] / static_cast<T>(pilots);
     sums.s[c] = sums.q[c] = 0;
@@ -166,7 +173,7 @@ void interleaved_moments(const NormCall& call, NormBlock block, ChunkSums<T, T> 
     const int64_t last = std::min(block.last, first + kChunkPixels);
     for_each_strand<kMomentStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
       for (const int64_t end = p + count; p < end; ++p)
-        add_rows<decltype(rows)::value>(elements<S>(call.x, p * channels), apart * channels, sums);
+        add_rows<decltype(rows)::value>(elements<S>(call.x, p * channels), apart * channels, ahead, sums);
     });
     sums.merge(0, channels, first - block.first, last - first);
   }

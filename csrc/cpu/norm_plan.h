@@ -2,31 +2,39 @@
 //
 // A block is a part of the images (of the pixels, where channels are innermost) and of the channels. How many
 // parts there are depends on the shape alone, and so do the bits. A second pass then goes over all of memory.
-// But where the pixels of a channel are a long run in each image and all of them fit a cache, a block is a
-// channel, and its second pass follows at once: memory is read once. (Shorter runs, a few channels at a time,
-// cost as much by pages and prefetchers that start anew as they save.)
+// But where some channels lie in long enough runs in each image and all of them fit a cache, these channels
+// are a block, whose second pass follows at once: memory is read once. How long is long enough, and what a
+// cache holds, is the processor's: pages and prefetchers start anew at each run, and that costs as much as
+// the other read where memory is fast.
 #pragma once
 #include <algorithm>
+#include <numeric>
 
 #include "norm_kernels.h"
 
 namespace onepass {
 
-constexpr int64_t kLongRun = 32'768;      // bytes
-constexpr int64_t kCacheBytes = 1 << 20;  // that a channel may take, in all tensors that are read twice
+struct Caches {
+  int64_t run;    // bytes at least, of a group of channels in an image
+  int64_t bytes;  // that a group may take, in all tensors that are read twice
+};
+constexpr Caches kFastMemory = {32'768, 1 << 20}, kSlowMemory = {12'288, 2 << 20};
+constexpr int64_t kLeastGroups = 8;  // that threads share
 constexpr int64_t kFewPixels = 32, kMostColumns = 8192;
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kElementsPerPart = 131'072;  // at least
 constexpr int64_t kRowsPerPart = 16;           // each has five numbers a channel of its own
 
 struct NormPlan {
-  bool by_channel;
+  bool at_once;    // the second pass of a block follows its first
   int64_t parts;   // of the images, or pixels
   int64_t groups;  // of channels
   int64_t group;   // channels of one, at most
 
   int64_t blocks() const { return parts * groups; }
   int64_t part(int64_t block) const { return block / groups; }
+  // May large ones? What is read from a cache is written faster through it.
+  bool results_go_past() const { return !at_once || !memory_is_slow(); }
 
   // tensors: how many are read twice.
   static NormPlan make(const NormCall& call, int64_t tensors) {
@@ -35,12 +43,25 @@ struct NormPlan {
     if (s.channels_last) return {false, std::clamp<int64_t>(s.rows() / kRowsPerPart, 1, most), 1, s.channels};
 
     const int64_t run = s.pixels * size_of(call.dtype);
-    const bool alone = !call.mask && !call.residual;  // with more to read at once, nothing is gained
-    if (alone && run >= kLongRun && s.images * run * tensors <= kCacheBytes) return {true, 1, s.channels, 1};
+    if (const int64_t group = group_at_once(call, run, tensors))
+      return {true, 1, (s.channels + group - 1) / group, group};
 
     const int64_t parts = std::clamp<int64_t>(s.images / 2, 1, most);  // two images go through one loop
     const int64_t groups = std::clamp<int64_t>(s.channels, 1, most / parts);
     return {false, parts, groups, (s.channels + groups - 1) / groups};
+  }
+
+  // So many channels are read once; 0: none are.
+  static int64_t group_at_once(const NormCall& call, int64_t run, int64_t tensors) {
+    const NormShape& s = call.shape;
+    const bool slow = memory_is_slow();
+    const Caches here = slow ? kSlowMemory : kFastMemory;
+    const bool alone = !call.mask && !call.residual;
+    if (s.numel() == 0 || (!slow && (!alone || run < here.run))) return 0;     // nothing is gained
+    const int64_t whole = call.mask ? 8 / std::gcd<int64_t>(8, s.pixels) : 1;  // bytes of a mask
+    const int64_t group = ((here.run + run - 1) / run + whole - 1) / whole * whole;
+    const bool fits = s.images * group * run * tensors <= here.bytes;
+    return fits && s.channels % whole == 0 && s.channels >= kLeastGroups * group ? group : 0;
   }
 
   // A handful of pixels is no run. Where channels lie apart, an image then is one row: its pixels are

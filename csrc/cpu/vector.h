@@ -183,6 +183,15 @@ ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past 
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
+// Asks for the lines of n elements that are a little ahead of these, to be read or written: a prefetcher
+// stops where a page ends.
+constexpr int64_t kAhead = 1024;  // bytes
+template <int64_t n, class S>
+ONEPASS_INLINE void ask_ahead(const S* from) {
+  for (int64_t i = 0; i < n; i += kLine<S>)
+    __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kAhead);
+}
+
 // --- parts of a vector ------------------------------------------------------------------------------------
 // The lanes that a loop works on. The last n of them are new; the others were there before, are loaded as
 // `rest` where that is given, and are stored once more as they were. `fresh`: without the others.

@@ -118,18 +118,21 @@ ONEPASS_HD T input_grad(T g, T x, T mean, T scale, T slope, T constant) {
 }
 
 // --- activations ------------------------------------------------------------------------------------------
+// Of a vector lane by lane, where nobody knows better: csrc/cpu/vector_exp.h does for floats.
 template <class T>
-ONEPASS_HD T exponential(T v) {
-  if constexpr (std::is_floating_point_v<T>) {
-    return std::exp(v);
-  } else {
-    for (unsigned k = 0; k < sizeof(T) / sizeof(v[0]); ++k) v[k] = std::exp(v[k]);
-    return v;
+struct Exponential {
+  static ONEPASS_HD T of(T v) {
+    if constexpr (std::is_floating_point_v<T>) {
+      return std::exp(v);
+    } else {
+      for (unsigned k = 0; k < sizeof(T) / sizeof(v[0]); ++k) v[k] = std::exp(v[k]);
+      return v;
+    }
   }
-}
+};
 template <class T>
 ONEPASS_HD T sigmoid(T v) {
-  return 1 / (1 + exponential(-v));
+  return 1 / (1 + Exponential<T>::of(-v));
 }
 
 // Does the gradient pass through unchanged? NaN as torch has it: relu hands it on, leaky_relu does not.
