@@ -5,18 +5,17 @@ wherever that fits.
 """
 
 import functools
-import itertools
 import sys
 from typing import Any
 
+import emulated
 import emulator
 import torch
 from emulated_optim import array
 from onepass import norm_checks
 from onepass.ops import OPS, Op
-from onepass.testing import CASES, Case, Mismatch, compare, expected
-from onepass.testing.compare import margins
-from onepass.testing.verify import result_names, written
+from onepass.testing import Case, Mismatch
+from onepass.testing.verify import result_names
 from torch import Tensor
 
 SOURCES = (
@@ -43,9 +42,9 @@ SLICES = (90, 0)  # and clusters
 DEVICES = {"two launches": TWO_LAUNCHES, "clusters": CLUSTERS, "slices": SLICES}
 
 
-def use(emulated: emulator.Emulator, device: tuple[int, int]) -> None:
-    emulated.set_compute_capability(*divmod(device[0], 10))
-    emulated.set_l2_cache(device[1])
+def use(switches: emulator.Emulator, device: tuple[int, int]) -> None:
+    switches.set_compute_capability(*divmod(device[0], 10))
+    switches.set_l2_cache(device[1])
 
 
 def _array(value: Any) -> Any:
@@ -78,26 +77,16 @@ def run(module: Any, op: Op, call: dict[str, Any], want: dict[str, Any]) -> dict
 
 def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mismatch]:
     """What the emulated kernels leave otherwise than the reference."""
-    want, before, got = expected(op, case, 0, dtype, "cpu"), case(0, dtype), case(0, dtype)
-    got = run(module, op, got, want)
-    found = compare(op.name, case.name, got, want, before, written(op, before))
-    for ours, old in zip(margins(got), margins(before), strict=True):
-        if not torch.equal(ours, old):
-            found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
-    return found
+    return emulated.mismatches(op, case, dtype, lambda call, want: run(module, op, call, want))
 
 
 def main(mode: str, concurrent: str, *names: str) -> None:
-    module, emulated = built(mode)
-    emulated.set_concurrent_blocks(concurrent == "True")
+    module, switches = built(mode)
+    switches.set_concurrent_blocks(concurrent == "True")
     count = 0
-    for device, op in itertools.product((TWO_LAUNCHES, SLICES), NORMS):
-        use(emulated, device)
-        for case in CASES[op.name]:
-            for dtype in case.dtypes if case.name in names else ():
-                found = mismatches(module, op, case, dtype)
-                assert not found, "\n".join(map(str, found))
-                count += 1
+    for device in (TWO_LAUNCHES, SLICES):
+        use(switches, device)
+        count += emulated.assert_agreement(NORMS, names, functools.partial(mismatches, module))
     print(count, "cases")
 
 

@@ -7,12 +7,11 @@ import functools
 import sys
 from typing import Any
 
+import emulated
 import emulator
 import torch
 from onepass.ops import OPS, Op
-from onepass.testing import CASES, Case, Mismatch, compare, expected
-from onepass.testing.compare import margins
-from onepass.testing.verify import written
+from onepass.testing import Case, Mismatch
 from torch import Tensor
 
 SOURCES = (
@@ -110,26 +109,13 @@ def run(module: Any, op: Op, call: dict[str, Any]) -> dict[str, Any]:
 
 def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mismatch]:
     """What the emulated kernels leave otherwise than the reference."""
-    want, before, got = expected(op, case, 0, dtype, "cpu"), case(0, dtype), case(0, dtype)
-    got = run(module, op, got)
-    found = compare(op.name, case.name, got, want, before, written(op, before))
-    for ours, old in zip(margins(got), margins(before), strict=True):
-        if not torch.equal(ours, old):
-            found.append(Mismatch(op.name, case.name, "memory", "beside the tensors was written"))
-    return found
+    return emulated.mismatches(op, case, dtype, lambda call, want: run(module, op, call))
 
 
 def main(mode: str, concurrent: str, *names: str) -> None:
-    module, emulated = built(mode)
-    emulated.set_concurrent_blocks(concurrent == "True")
-    count = 0
-    for op in SERVED:
-        for case in CASES[op.name]:
-            for dtype in case.dtypes if case.name in names else ():
-                found = mismatches(module, op, case, dtype)
-                assert not found, "\n".join(map(str, found))
-                count += 1
-    print(count, "cases")
+    module, switches = built(mode)
+    switches.set_concurrent_blocks(concurrent == "True")
+    print(emulated.assert_agreement(SERVED, names, functools.partial(mismatches, module)), "cases")
 
 
 if __name__ == "__main__":
