@@ -30,6 +30,17 @@ struct ChannelVector {
   DType dtype = DType::kFloat32;
 };
 
+// How a CPU's passes go through memory; made by NormPlan, csrc/cpu/norm_plan.h. To ask for a line is to have
+// it fetched ahead of its turn.
+struct Flow {
+  bool past = false;      // results go past the caches
+  bool first = false;     // the first pass asks for what it reads
+  bool second = false;    // so does the second
+  int64_t next = 0;       // it asks for what the first pass of the next group reads, so many bytes further
+  bool residual = false;  // the second pass asks for the residual
+  bool results = false;   // and for what it writes
+};
+
 struct NormCall {
   NormShape shape;
   DType dtype = DType::kFloat32;  // of x, residual, y and their gradients
@@ -42,7 +53,7 @@ struct NormCall {
   uint8_t* mask = nullptr;  // where the activation lets gradients pass; null: told from x (and residual)
   void* stats = nullptr;    // [3, channels] of the arithmetic type, as ChannelStats has them
   bool given = false;       // backward: the statistics were given, not those of x
-  bool past = false;        // results go past the caches: they are too large to stay there
+  Flow flow;
   ChannelVector weight, bias;
   int32_t device = 0;       // index among those of its kind
   void* scratch = nullptr;  // what the driver wants besides: norm_driver.h

@@ -36,7 +36,7 @@ struct Forward {
 // n elements of each of kRows runs, `apart` from each other.
 template <int kRows, class S, class Pass, class Table>
 ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t n, const Table& table,
-                               bool past, Ahead ahead, BitWriter* mask) {
+                               bool past, const Flow& flow, BitWriter* mask) {
   constexpr int kVectors = kLine<S> / kLanes<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>) {
@@ -47,9 +47,10 @@ ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t 
       shift[k] = table.shift(i + k * kLanes<S>, Whole<S>{});
     }
     for (int r = 0; r < kRows; ++r) {
-      if (ahead == Ahead::kReads) ask_ahead<kLine<S>>(forward.x + r * apart + i);
-      if (ahead != Ahead::kNothing && Pass::adds) ask_ahead<kLine<S>>(forward.z + r * apart + i);
-      if (ahead == Ahead::kRest) ask_ahead<kLine<S>>(y + r * apart + i);
+      if (kRows == 1 && flow.next) ask_next<kLine<S>>(forward.x + i, flow.next);
+      if (flow.second) ask_ahead<kLine<S>>(forward.x + r * apart + i);
+      if (Pass::adds && flow.residual) ask_ahead<kLine<S>>(forward.z + r * apart + i);
+      if (kRows == 1 && flow.results) ask_ahead<kLine<S>>(y + i);
       unsigned line = 0;
       for (int k = 0; k < kVectors; ++k) {
         const int64_t at = r * apart + i + k * kLanes<S>;
@@ -64,23 +65,25 @@ ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t 
     for_each_vector<S>(i, n, [&](int64_t k, auto lanes) ONEPASS_FLAT {
       const int64_t at = r * apart + k;
       unsigned passed = 0;
-      lanes.store(y + at, forward(at, lanes, table.mean(k, lanes), table.scale(k, lanes),
-                                  table.shift(k, lanes), passed));
+      lanes.store(
+          y + at,
+          forward(at, lanes, table.mean(k, lanes), table.scale(k, lanes), table.shift(k, lanes), passed),
+          past);
       if constexpr (Pass::keeps_bits) mask[r].put(passed, lanes.n);
     });
 }
 
 template <class S, class Pass>
 void planar_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
-  Stage<S> y(call.y, call.past);
+  Stage<S> y(call, call.y);
   BitWriter mask;
   if (call.mask) mask.begin(call.mask + from / 8);
   for (int64_t at = from; at < to; at += y.kElements) {
     const int64_t n = std::min(y.kElements, to - at);
     for (Run run(call.shape, at, n); run.count; run.next())
       apply_runs<1>(Pass(call, at + run.first), y.at(at) + run.first, 0, run.count,
-                    Coefficients<S, Same>(table, call.shape.channels, run.channel), false,
-                    ahead_of_runs(call), &mask);
+                    Coefficients<S, Same>(table, call.shape.channels, run.channel), y.direct(), call.flow,
+                    &mask);
     y.flush(at, n);
   }
 }
@@ -98,7 +101,7 @@ void interleaved_apply(const NormCall& call, const void* table, int64_t from, in
           mask[r].begin(call.mask + (first + r * apart) * channels / 8);
         for (int64_t at = first * channels; at < (first + count) * channels; at += channels)
           apply_runs<kRows>(Pass(call, at), elements<S>(call.y, at), apart * channels, channels, coefficients,
-                            past, ahead_of_pixels(call), mask);
+                            past, call.flow, mask);
       });
 }
 

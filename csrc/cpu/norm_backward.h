@@ -84,7 +84,7 @@ void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, 
       const Coefficients<S, Same> here(table, channels, c);
       for (int64_t i = 0; i < pixels; i += kGradChunk)
         add_grad_run(G(call, (image * channels + c) * pixels + i), std::min(kGradChunk, pixels - i), here,
-                     memory_is_slow(), sum[c - block.begin], dot[c - block.begin]);
+                     call.flow.first, sum[c - block.begin], dot[c - block.begin]);
     }
 }
 
@@ -113,7 +113,7 @@ void interleaved_grad_sums(const NormCall& call, const void* table, NormBlock bl
                            Arithmetic<S>* d, double* sum, double* dot) {
   const int64_t channels = call.shape.channels;
   const Coefficients<S, Each> coefficients(table, channels, 0);
-  const bool ahead = ahead_of_pixels(call) == Ahead::kReads;
+  const bool ahead = call.flow.first;
   for (int64_t c = 0; c < channels; ++c) s[c] = d[c] = 0;
   for (int64_t first = block.first; first < block.last; first += kGradChunkPixels) {
     const int64_t last = std::min(block.last, first + kGradChunkPixels);
@@ -145,15 +145,20 @@ void grad_sums_pass(const NormCall& call, const void* table, NormBlock block, do
 // given: so were the statistics.
 template <int kRows, class G, class Table, class S = G::S>
 ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, int64_t n, const Table& table,
-                                    bool given, bool past, Ahead ahead) {
+                                    bool given, bool past, const Flow& flow) {
   constexpr int kVectors = kLine<S> / kLanes<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>)
     for (int r = 0; r < kRows; ++r) {
-      if (kRows > 1 && ahead == Ahead::kReads) {
+      if (kRows == 1 && flow.next) {
+        ask_next<kLine<S>>(gated.x + i, flow.next);
+        ask_next<kLine<S>>(gated.dy + i, flow.next);
+      }
+      if (flow.second) {
         ask_ahead<kLine<S>>(gated.x + r * apart + i);
         ask_ahead<kLine<S>>(gated.dy + r * apart + i);
-      } else if (kRows == 1 && ahead == Ahead::kRest) {
+      }
+      if (kRows == 1 && flow.results) {
         ask_ahead<kLine<S>>(dx + i);
         if (dz) ask_ahead<kLine<S>>(dz + i);
       }
@@ -180,21 +185,23 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
       Vector<S> g = gated(at, lanes, x, mean, scale, table.shift(c, lanes));
       lanes.store(
           dx + at,
-          given ? g * scale : input_grad(g, x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)));
-      if (dz) lanes.store(dz + at, g);
+          given ? g * scale : input_grad(g, x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)),
+          past);
+      if (dz) lanes.store(dz + at, g, past);
     });
 }
 
 template <class G, class S = G::S>
 void planar_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
-  Stage<S> dx(call.dx, call.past), dz(call.dresidual, call.past);
+  Stage<S> dx(call, call.dx), dz(call, call.dresidual);
+  const bool direct = dx.direct() && (!call.dresidual || dz.direct());
   for (int64_t at = from; at < to; at += dx.kElements) {
     const int64_t n = std::min(dx.kElements, to - at);
     for (Run run(call.shape, at, n); run.count; run.next())
       input_grad_runs<1>(G(call, at + run.first), dx.at(at) + run.first,
                          call.dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
-                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, false,
-                         ahead_of_runs(call));
+                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, direct,
+                         call.flow);
     dx.flush(at, n);
     dz.flush(at, n);
   }
@@ -210,8 +217,7 @@ void interleaved_grad_apply(const NormCall& call, const void* table, int64_t fro
         for (const int64_t end = p + count; p < end; ++p)
           input_grad_runs<decltype(rows)::value>(G(call, p * channels), elements<S>(call.dx, p * channels),
                                                  elements<S>(call.dresidual, p * channels), apart * channels,
-                                                 channels, coefficients, call.given, past,
-                                                 ahead_of_pixels(call));
+                                                 channels, coefficients, call.given, past, call.flow);
       });
 }
 

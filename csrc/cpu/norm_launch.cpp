@@ -11,8 +11,6 @@ namespace onepass {
 
 // What a second pass takes at a time, the last block first: it may still be in a cache.
 constexpr int64_t kElementsPerBlock = 65'536;
-// Larger results go past the caches.
-constexpr int64_t kBytesPast = 4 << 20;
 
 static int of(Activation act) { return static_cast<int>(act); }
 static int of(DType dtype) { return static_cast<int>(dtype); }
@@ -122,13 +120,16 @@ static void over_block(NormKernels::Apply kernel, const NormCall& call, const vo
 template <class First, class Settle>
 static void two_passes(const NormCall& call, const NormPlan& plan, const void* table,
                        NormKernels::Apply second, const First& first, const Settle& settle) {
-  if (plan.at_once)
+  if (plan.at_once) {
+    NormCall last = call;
+    last.flow.next = 0;
     return in_parallel(plan.blocks(), [&](int64_t k) {
       const NormBlock block = plan.block(call.shape, k);
       first(k);
       for (int64_t c = block.begin; c < block.end; ++c) settle(c);
-      over_block(second, call, table, block);
+      over_block(second, k + 1 < plan.blocks() ? call : last, table, block);
     });
+  }
   in_parallel(plan.blocks(), first);
   each_channel(call.shape, plan.parts, settle);
   everywhere(second, call, table);
@@ -149,7 +150,7 @@ static NormKernels::Apply grad_kernel(const NormCall& call) {
 template <class T>
 static void forward(NormCall call, const RunningStats& running, double eps) {
   const NormPlan plan = NormPlan::make(call, 1);
-  call.past &= plan.results_go_past();
+  call.flow = plan.flow(call, 1);
   const PartRoom room(plan, call.shape.channels);
   const auto channels = channels_of<T>(call);
   const double factor = running.factor();
@@ -172,7 +173,7 @@ static void given(const NormCall& call, const ChannelVector& mean, const Channel
 template <class T>
 static void backward(NormCall call, const ChannelVector& dweight, const ChannelVector& dbias) {
   const NormPlan plan = NormPlan::make(call, 2);
-  call.past &= plan.results_go_past();
+  call.flow = plan.flow(call, 2);
   const PartRoom room(plan, call.shape.channels);
   const auto channels = channels_of<T>(call);
   const bool empty = call.shape.numel() == 0, sums = !call.given || dweight.data || dbias.data;
@@ -262,10 +263,9 @@ static void apply_grad_sums(const NormCall& call, const T* sums) {
 }
 
 // --- by arithmetic type -----------------------------------------------------------------------------------
-static bool goes_past(int64_t bytes) { return bytes >= kBytesPast; }
 static NormCall prepared(NormCall call) {
   call.shape = NormPlan::with_long_rows(call.shape);
-  call.past = goes_past(call.shape.numel() * size_of(call.dtype));
+  call.flow = NormPlan::everywhere(call);
   return call;
 }
 
@@ -332,7 +332,7 @@ void two_read_probe(const float* a, const float* first, const float* second, flo
   in_parallel(pieces, [&](int64_t k) {
     sink = kernels().read_probe(a + cut(k), at(first, cut(k)), cut(k + 1) - cut(k));
   });
-  const bool past = goes_past(numel * static_cast<int64_t>(sizeof(float)));
+  const bool past = numel * static_cast<int64_t>(sizeof(float)) >= kBytesPast;
   in_parallel(pieces, [&](int64_t k) {
     const int64_t from = cut(k), n = cut(k + 1) - from;
     if (also)

@@ -99,37 +99,33 @@ inline S* elements(void* data, int64_t at) {
   return data ? static_cast<S*>(data) + at : nullptr;
 }
 
-// What a second pass asks for ahead of its turn: nothing; whatever it reads; or, where a cache holds what was
-// read before, the rest: a residual, and the lines of results.
-enum class Ahead { kNothing, kReads, kRest };
-inline Ahead ahead_of_pixels(const NormCall& call) {
-  return memory_is_slow() && call.past ? Ahead::kReads : Ahead::kNothing;
-}
-inline Ahead ahead_of_runs(const NormCall& call) {
-  return memory_is_slow() && !call.past ? Ahead::kRest : Ahead::kNothing;
-}
-
 // Where channels are innermost, may whole lines of this result go past the caches?
 template <class S>
 inline bool goes_past(const NormCall& call, const void* result) {
-  return call.past && call.shape.channels % kLine<S> == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+  return call.flow.past && call.shape.channels % kLine<S> == 0 &&
+         reinterpret_cast<uintptr_t>(result) % 64 == 0;
 }
 
 // Where channels lie apart, runs begin anywhere: results gather here until there are lines to go past the
-// caches.
+// caches. Runs of whole vectors need no such detour.
 template <class S>
 class Stage {
  public:
   static constexpr int64_t kElements = 4096 / sizeof(S);
 
   // data: null where this result is not wanted.
-  Stage(void* data, bool past) : data_(static_cast<S*>(data)), past_(past) {}
+  Stage(const NormCall& call, void* data)
+      : data_(static_cast<S*>(data)),
+        direct_(call.flow.past && call.shape.pixels * static_cast<int64_t>(sizeof(S)) % kVectorBytes == 0 &&
+                reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0),
+        staged_(call.flow.past && !direct_) {}
 
+  bool direct() const { return direct_; }  // are results to be stored past the caches as they are made?
   // Where results from element `at` on are to be written.
-  S* at(int64_t at) { return !data_ ? nullptr : past_ ? room_ : data_ + at; }
+  S* at(int64_t at) { return !data_ ? nullptr : staged_ ? room_ : data_ + at; }
   // When n of them have been: brings them to their place.
   void flush(int64_t at, int64_t n) {
-    if (!data_ || !past_) return;
+    if (!data_ || !staged_) return;
     S* to = data_ + at;
     const int64_t misfit =
         -(reinterpret_cast<intptr_t>(to) / static_cast<intptr_t>(sizeof(S))) & (kLine<S> - 1);
@@ -147,7 +143,7 @@ class Stage {
   }
 
   S* data_;
-  bool past_;
+  bool direct_, staged_;
   alignas(64) S room_[kElements];
 };
 

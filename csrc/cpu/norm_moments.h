@@ -117,7 +117,7 @@ struct PlanarMoments {
       if (merged + pending == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
       for (int64_t i = 0; i < pixels; i += kChunk) {
         const int64_t n = std::min(kChunk, pixels - i);
-        add_runs<kRows>(x + i, stride, n, sums.shift[c], memory_is_slow(), sums.s[c], sums.q[c]);
+        add_runs<kRows>(x + i, stride, n, sums.shift[c], call.flow.first, sums.s[c], sums.q[c]);
         if (long_run) sums.merge(c, c + 1, merged + kRows * i, kRows * n);
       }
     }
@@ -162,7 +162,7 @@ ONEPASS_INLINE void add_rows(const S* x, int64_t stride, bool ahead, const Chunk
 template <class S, class T>
 void interleaved_moments(const NormCall& call, NormBlock block, ChunkSums<T, T> sums) {
   const int64_t channels = sums.channels, pilots = std::min(kPilot, block.last - block.first);
-  const bool ahead = ahead_of_pixels(call) == Ahead::kReads;
+  const bool ahead = call.flow.first;
   for (int64_t p = block.first; p < block.first + pilots; ++p)
     add_rows<1>(elements<S>(call.x, p * channels), 0, false, sums);
   for (int64_t c = 0; c < channels; ++c) {

@@ -5,8 +5,11 @@
 // But where some channels lie in long enough runs in each image and all of them fit a cache, these channels
 // are a block, whose second pass follows at once: memory is read once. How long is long enough, and what a
 // cache holds, is the processor's: pages and prefetchers start anew at each run, and that costs as much as
-// the other read where memory is fast.
+// the other read where memory is fast. Where it is slow, the second pass of a group also has the next one
+// fetched: memory reads and writes at the same time.
 #pragma once
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -19,11 +22,23 @@ struct Caches {
   int64_t bytes;  // that a group may take, in all tensors that are read twice
 };
 constexpr Caches kFastMemory = {32'768, 1 << 20}, kSlowMemory = {12'288, 2 << 20};
+// Larger results go past the caches.
+constexpr int64_t kBytesPast = 4 << 20;
 constexpr int64_t kLeastGroups = 8;  // that threads share
 constexpr int64_t kFewPixels = 32, kMostColumns = 8192;
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kElementsPerPart = 131'072;  // at least
 constexpr int64_t kRowsPerPart = 16;           // each has five numbers a channel of its own
+
+// Bytes that a core has to itself.
+inline int64_t second_cache() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  constexpr int64_t bytes = 0;
+#endif
+  return bytes > 0 ? bytes : 1 << 20;
+}
 
 struct NormPlan {
   bool at_once;    // the second pass of a block follows its first
@@ -33,8 +48,22 @@ struct NormPlan {
 
   int64_t blocks() const { return parts * groups; }
   int64_t part(int64_t block) const { return block / groups; }
-  // May large ones? What is read from a cache is written faster through it.
-  bool results_go_past() const { return !at_once || !memory_is_slow(); }
+  // tensors: as in `make`.
+  Flow flow(const NormCall& call, int64_t tensors) const {
+    const NormShape& s = call.shape;
+    const bool large = s.numel() * size_of(call.dtype) >= kBytesPast, slow = memory_is_slow();
+    Flow flow;
+    flow.past = large && !(at_once && stores_past_are_slow());
+    flow.first = slow && (large || !s.channels_last);
+    flow.second = slow && large && s.channels_last;
+    flow.residual = slow && (large || !s.channels_last);
+    flow.results = slow && !s.channels_last && !flow.past;
+    const int64_t bytes = group * s.pixels * size_of(call.dtype);
+    if (slow && at_once && 2 * s.images * bytes * tensors <= second_cache()) flow.next = bytes;
+    return flow;
+  }
+  // Of a second pass alone.
+  static Flow everywhere(const NormCall& call) { return NormPlan{false, 1, 1, 1}.flow(call, 1); }
 
   // tensors: how many are read twice.
   static NormPlan make(const NormCall& call, int64_t tensors) {

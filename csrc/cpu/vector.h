@@ -185,11 +185,18 @@ ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past 
 
 // Asks for the lines of n elements that are a little ahead of these, to be read or written: a prefetcher
 // stops where a page ends.
-constexpr int64_t kAhead = 1024;  // bytes
+constexpr int64_t kAhead = 2048;  // bytes
 template <int64_t n, class S>
 ONEPASS_INLINE void ask_ahead(const S* from) {
   for (int64_t i = 0; i < n; i += kLine<S>)
     __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kAhead);
+}
+
+// The same of lines that are so many bytes further, into the second cache.
+template <int64_t n, class S>
+ONEPASS_INLINE void ask_next(const S* from, int64_t bytes) {
+  for (int64_t i = 0; i < n; i += kLine<S>)
+    __builtin_prefetch(reinterpret_cast<const char*>(from + i) + bytes, 0, 2);
 }
 
 // --- parts of a vector ------------------------------------------------------------------------------------
@@ -204,7 +211,7 @@ struct Whole {
   ONEPASS_INLINE Vector<S> load_wide(const Arithmetic<S>* from) const {
     return ONEPASS_ISA::load_wide<S>(from);
   }
-  ONEPASS_INLINE void store(S* to, Vector<S> v) const { store_vector(to, v); }
+  ONEPASS_INLINE void store(S* to, Vector<S> v, bool past) const { store_vector(to, v, past); }
   ONEPASS_INLINE void store_wide(Arithmetic<S>* to, Vector<S> v) const { ONEPASS_ISA::store_wide<S>(to, v); }
   ONEPASS_INLINE unsigned fresh(unsigned bits) const { return bits; }
   ONEPASS_INLINE Vector<S> fresh(Vector<S> v) const { return v; }
@@ -214,6 +221,7 @@ struct Last : Whole<S> {
   int64_t n;
   explicit Last(int64_t n) : n(n) {}
   using Whole<S>::load;
+  ONEPASS_INLINE void store(S* to, Vector<S> v, bool) const { store_vector(to, v); }
   ONEPASS_INLINE Vector<S> load(const S* from, Vector<S> rest) const {
     return are_fresh() ? load_vector(from) : rest;
   }
@@ -247,7 +255,7 @@ struct Few {
     std::memcpy(part, from, static_cast<size_t>(n) * sizeof(T));
     return ONEPASS_ISA::load_wide<S>(part);
   }
-  void store(S* to, Vector<S> v) const {
+  void store(S* to, Vector<S> v, bool) const {
     const auto bytes = stored<S>(v);
     std::memcpy(to, &bytes, static_cast<size_t>(n) * sizeof(S));
   }

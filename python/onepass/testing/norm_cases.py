@@ -285,6 +285,8 @@ _VALUES: dict[str, Settings] = {
     "threads_last": {"shape": (7, 37, 41, 43), "layout": _channels_last, **_BLOCK},
     "past_the_caches": {"shape": (5, 64, 61, 59), **_BLOCK},
     "past_the_caches_last": {"shape": (5, 64, 61, 59), "layout": _channels_last, **_BLOCK},
+    # A channel's pixels are whole vectors here, which go there as they are.
+    "past_the_caches_whole": {"shape": (10, 64, 60, 56), **_BLOCK},
 }
 _SPOILT: dict[str, Settings] = {
     "nan": {"spoil": (float("nan"),), "act": "relu"},
