@@ -82,9 +82,11 @@ def measure_grads(
         g, xs = read_tile(dy, start, read, CUT, T), read_tile(x, start, read, CUT, T)
         z = None if residual is None else read_tile(residual, start, read, CUT, T)
         passed = None if bits is None else _passed(bits, start, read, CUT)
-        g = tl.where(inside, _gradient(g, xs, z, passed, (mean, scale, shift), slope, ACT), 0.0)
-        s += g
-        d = tl.fma(g, tl.where(inside, xs - mean, 0.0), d)
+        g = _gradient(g, xs, z, passed, (mean, scale, shift), slope, ACT)
+        # What is outside changes no sum: a predicate each, where zeros to add would each take a select and a
+        # register. `d` first: in the other order ptxas spills two registers (bfloat16, no activation, sm_90).
+        d = tl.where(inside, tl.fma(g, xs - mean, d), d)
+        s = tl.where(inside, s + g, s)
     leave(partials, 0, c, there, channels, sum_tile(s, CUT).to(tl.float64))
     leave(partials, 1, c, there, channels, sum_tile(d, CUT).to(tl.float64))
     if is_last(tickets):

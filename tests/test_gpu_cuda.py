@@ -1,7 +1,6 @@
 """What is about CUDA itself: launches, waits, graphs, streams, devices."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from gpu_helpers import (
     kernels_of,
     marks,
     no_sync,
+    on_a_side_stream,
     parameters,
     train,
     warmed_up,
@@ -104,14 +104,6 @@ def test_step_returns_before_the_device_is_done(variant: Variant, kind: str, pha
 
 
 # --- graphs -------------------------------------------------------------------------------------------------
-def on_a_side_stream(work: Callable[[], object]) -> None:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-
-
 def feed_both(captured: torch.optim.Optimizer, eager: torch.optim.Optimizer, t: int) -> None:
     """The same gradients, into memory that stays; in every fourth step one of them is inf."""
     for optimizer in (captured, eager):

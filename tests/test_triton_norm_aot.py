@@ -132,7 +132,6 @@ def _keeps_registers(function: sass.Function) -> bool:
     return not spilled and len(function.spills()) <= 4
 
 
-SPILLS = ("measure_grads", "odd", "float32", 90)
 QUICK = {
     ("measure", "interleaved"),
     ("measure_grads", "odd"),
@@ -146,8 +145,6 @@ def _rows() -> list:
     for kernel, layout, dtype, target in product(KERNELS[:4], SHAPES, OWN, CUDA):
         quick = (kernel, layout) in QUICK and dtype == "bfloat16" and target == CUDA[-1]
         marks = [] if quick else [pytest.mark.slow]
-        if (kernel, layout, dtype, target) == SPILLS:
-            marks.append(pytest.mark.xfail(strict=True, reason="two registers are spilled in the loop"))
         rows.append(pytest.param(kernel, layout, dtype, target, marks=marks))
     return rows
 
