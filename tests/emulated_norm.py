@@ -1,7 +1,7 @@
 """The CUDA room of the normalizations, run by the emulator on the cases of the op table.
 
 As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; in two launches, and in one
-wherever that fits.
+wherever that fits; and what blocks share out among each other.
 """
 
 import functools
@@ -13,8 +13,8 @@ import emulator
 import torch
 from emulated_optim import array
 from onepass import norm_checks
-from onepass.ops import OPS, Op
-from onepass.testing import Case, Mismatch
+from onepass.ops import BY_NAME, OPS, Op
+from onepass.testing import Case, Mismatch, norm_cases
 from onepass.testing.verify import result_names
 from torch import Tensor
 
@@ -24,6 +24,7 @@ SOURCES = (
     "tests/emulator/norm_bind.cpp",
 )
 NORMS = [op for op in OPS if op.name.startswith("batch_norm")]
+FWD, BWD = BY_NAME["batch_norm_fwd"], BY_NAME["batch_norm_bwd"]
 
 
 @functools.cache
@@ -39,6 +40,19 @@ IMAGES = ("input", "residual", "grad_output")
 TWO_LAUNCHES = (80, 50 << 20)
 CLUSTERS = (90, 50 << 20)  # and two launches where channels are innermost
 SLICES = (90, 0)  # and clusters
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+# A device, its shared memory of a block in KB, and what several of its blocks work on together there: the
+# last of them adds up; a barrier of the device, in three rounds; a barrier of clusters of two or four.
+TOGETHER = (
+    (TWO_LAUNCHES, 227, {"shape": (3, 64, 8, 16), "layout": channels_last}),
+    (SLICES, 34, {"shape": (3, 192, 8, 8), "layout": channels_last}),
+    (CLUSTERS, 16, {"shape": (5, 6, 33, 16)}),
+)
 DEVICES = {"two launches": TWO_LAUNCHES, "clusters": CLUSTERS, "slices": SLICES}
 
 
@@ -80,6 +94,24 @@ def mismatches(module: Any, op: Op, case: Case, dtype: torch.dtype) -> list[Mism
     return emulated.mismatches(op, case, dtype, lambda call, want: run(module, op, call, want))
 
 
+def made(op: Op, **settings: Any) -> Case:
+    """A case of forward or backward with these settings."""
+    build = norm_cases.forward if op is FWD else norm_cases.backward
+    return Case("made", functools.partial(build, op=op.name, **settings))
+
+
+def agree_together(module: Any, switches: emulator.Emulator) -> int:
+    """Runs TOGETHER forward and backward. Returns how many cases there were."""
+    for device, kilobytes, settings in TOGETHER:
+        use(switches, device)
+        switches.set_max_shared_memory(kilobytes << 10)
+        for op in (FWD, BWD):
+            case = made(op, act="relu", residual=True, **settings)
+            found = mismatches(module, op, case, torch.float32)
+            assert not found, "\n".join(map(str, found))
+    return 2 * len(TOGETHER)
+
+
 def main(mode: str, concurrent: str, *names: str) -> None:
     module, switches = built(mode)
     switches.set_concurrent_blocks(concurrent == "True")
@@ -87,7 +119,7 @@ def main(mode: str, concurrent: str, *names: str) -> None:
     for device in (TWO_LAUNCHES, SLICES):
         use(switches, device)
         count += emulated.assert_agreement(NORMS, names, functools.partial(mismatches, module))
-    print(count, "cases")
+    print(count + agree_together(module, switches), "cases")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,13 @@ def differing(ours, theirs):
 
 @names
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("isa", backends.isas())
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, marks=() if isa == backends.isas()[-1] else pytest.mark.slow)
+        for isa in backends.isas()
+    ],
+)
 def test_twenty_steps_have_torchs_bits(name, settings, isa):
     with backends.use_isa(isa):
         for seed in range(5):

@@ -282,7 +282,10 @@ def test_rows_of_a_gpu(gpu: FakeGpu, dtype: str, capsys: pytest.CaptureFixture[s
     assert "GPU ms/step" in text and "host ms/step" in text and "limit: copy" in text and "A GPU" in text
 
 
-@pytest.mark.parametrize("optimizer", ("adamw", "sgd", "rmsprop", "lion"))
+@pytest.mark.parametrize(
+    "optimizer",
+    ("adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "rmsprop", "lion"))),
+)
 def test_phases_of_a_gpu(gpu: FakeGpu, optimizer: str) -> None:
     zeroed, kept = sweep(optimizer=[optimizer], phase=["zeroed", "set-to-none"])
     for block in (zeroed, kept):

@@ -22,7 +22,10 @@ ARCHS = ("80", "90", "100")
 REGISTERS = 128  # a thread: four blocks of 128 threads on a multiprocessor, csrc/cuda/multi_tensor.cuh
 SLOTS = (496, 4064)  # gradient pointers in a kernel's arguments, csrc/cuda/table.h
 SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
-each_arch = pytest.mark.parametrize("arch", ARCHS)
+# Reading the machine code of one takes ten seconds: one architecture in `make test`, all in `make test-slow`.
+each_arch = pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=() if arch == "90" else pytest.mark.slow) for arch in ARCHS]
+)
 
 RULES = {  # a rule with its template arguments behind the arithmetic type: how many states it keeps
     "Adam00": 2, "Adam01": 3, "Adam10": 2, "Adam11": 3,

@@ -25,11 +25,13 @@ def outcomes():
         return dict(zip(PASSES, pool.map(lambda how: bug_suite.run_all(how, NAMES), PASSES), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bug_is_found(outcomes, name):
     assert list(bug_suite.found_by(name, outcomes)), "no pass tells this bug from its correct twin"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_correct_twin_is_not_flagged(outcomes, name):
     expected = outcomes[PASSES[0]][name, True].values
@@ -38,6 +40,7 @@ def test_correct_twin_is_not_flagged(outcomes, name):
         assert results[name, True].values == expected, how
 
 
+@pytest.mark.slow
 def test_each_sanitizer_is_needed(outcomes):
     """That every mode works at all: each kind of bug is told by the mode that is there for it."""
 
@@ -52,6 +55,7 @@ def test_each_sanitizer_is_needed(outcomes):
         complains(name, mode="tsan", concurrent_blocks=True)
 
 
+@pytest.mark.slow
 def test_divergence_names_who_waits_where(outcomes):
     said = outcomes[PASSES[0]]["early_exit_before_barrier", False].complaint
     assert "early_exit_before_barrier" in said and "block (0,0,0)" in said

@@ -1,6 +1,7 @@
 """Every op x backend x instruction set x case x dtype against the reference; opcheck and torch.compile."""
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -25,7 +26,30 @@ ROWS = [
 STILL = ("skipped", "skipped_by_stats", "skipped_and_zeroed", "groups", "groups_amsgrad", "no_tensors")
 STILL += ("empty_and_0_dim", "within", "no_limit", "only_empty", "by_one", "float32_grads_zeroed")
 
-each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+# `make test` tries the instruction set that is picked here; of the weaker ones these cases, the rest is slow.
+WEAKER = [v for v in VARIANTS if v.isa is not None][1:]
+TRIED_ON_ALL = (
+    "plain",
+    "phase",
+    "odd_sizes",
+    "misaligned",
+    "residual_relu",
+    "residual_relu_last",
+    "silu_last",
+)
+
+each_variant = pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow if v in WEAKER else ()) for v in VARIANTS], ids=str
+)
+
+
+def _on_each_variant() -> list:
+    rows = []
+    for row, variant in itertools.product(ROWS, VARIANTS):
+        slow = variant in WEAKER and row.values[1].name not in TRIED_ON_ALL
+        marks = pytest.mark.slow if slow else ()
+        rows.append(pytest.param(*row.values, variant, id=f"{row.id}-{variant}", marks=marks))
+    return rows
 
 
 def _case(op: Op, name: str) -> Case:
@@ -61,8 +85,7 @@ def _want(op: Op, case: Case, dtype: torch.dtype) -> dict[str, Any]:
 
 
 # --- values -----------------------------------------------------------------------------------------------
-@each_variant
-@pytest.mark.parametrize("op, case, dtype", ROWS)
+@pytest.mark.parametrize("op, case, dtype, variant", _on_each_variant())
 def test_agrees_with_the_reference(op: Op, case: Case, dtype: torch.dtype, variant: Variant):
     with variant.use():
         mismatches = verify(op, case, dtype, want=_want(op, case, dtype))
@@ -128,7 +151,15 @@ def test_inductor_compiles_to_the_same_bits(op: Op, name: str):
 
 
 # --- the comparison itself can fail -----------------------------------------------------------------------
-@pytest.mark.parametrize("op, case, dtype", [row for row in ROWS if row.values[1].name not in STILL])
+@pytest.mark.parametrize(
+    "op, case, dtype",
+    [
+        pytest.param(op, case, dtype, id=row.id, marks=() if dtype == case.dtypes[0] else pytest.mark.slow)
+        for row in ROWS
+        for op, case, dtype in [row.values]
+        if case.name not in STILL
+    ],
+)
 def test_cases_notice_what_was_left_undone(op: Op, case: Case, dtype: torch.dtype):
     want, before = _want(op, case, dtype), case(0, dtype)
     for name in result_names(op):

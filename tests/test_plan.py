@@ -545,7 +545,12 @@ STEADY = {
 
 
 @pytest.mark.parametrize(
-    "backend, change", (*itertools.product(("cpp",), STEADY), ("reference", "an lr that falls"))
+    "backend, change",
+    [
+        pytest.param("cpp", change, marks=() if change == "gradients of another layout" else pytest.mark.slow)
+        for change in STEADY
+    ]
+    + [pytest.param("reference", "an lr that falls", marks=pytest.mark.slow)],
 )
 def test_200_steps_leave_nothing_behind(backend, change):
     optimizer = two_groups(OURS["adamw"])

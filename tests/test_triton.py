@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need
-from onepass.ops import OPS
+from onepass.ops import BY_NAME, OPS
 from onepass.reference import grads as reference_grads
 from onepass.reference import optim as reference
 from onepass.testing import CASES, compare, layouts, verify
@@ -29,6 +29,7 @@ from onepass.testing.verify import written
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
 SERVED = [op for op in OPS if op.triton]
 SEVERAL = ("plain", "phase", "odd_sizes")  # cases that are quick in every dtype; the others in float32
+OFTEN = {"adamw_", "sgd_"}  # what optimizers have in common is tried with these; of the others, SEVERAL
 # Batch normalization has several hundred rows: quick are each layout, activation and way to be called once.
 NORMS = {"plain", "silu", "residual_relu", "leaky_relu_last", "residual_silu_last", "residual_relu_last"}
 NORMS |= {"rows", "volumes_last", "misaligned", "half_parameters", "nan", "average", "alone", "plain_given"}
@@ -37,6 +38,8 @@ NORMS |= {"rows", "volumes_last", "misaligned", "half_parameters", "nan", "avera
 def _quick(op: str, case: str, dtype: str) -> bool:
     if op.startswith("batch_norm_") and case not in NORMS:
         return False
+    if BY_NAME[op].check == "optimizer" and op not in OFTEN:
+        return case in SEVERAL
     return dtype == "float32" or case in SEVERAL
 
 
