@@ -25,7 +25,7 @@ from .norm_memory import (
     tile_of,
     tiles_of,
 )
-from .norm_rules import finite_or_zero, merge_near, stats_make
+from .norm_rules import finite_or_zero, low_part, merge_near
 from .rules import max_or_nan
 
 
@@ -124,9 +124,8 @@ def measure(
         n = (sizes[0] * sizes[1]).to(tl.float64)
         mean, m2 = _all_moments(partials, c, there, channels, n, CUT, FOLDED)
         if table is None:
-            made = stats_make(mean, m2, 0.0, T)
-            store_row(stats, 0, c, there, channels, made[0])
-            store_row(stats, 1, c, there, channels, made[1])
+            store_row(stats, 0, c, there, channels, mean.to(T))
+            store_row(stats, 1, c, there, channels, low_part(mean, T))
             store_row(stats, 2, c, there, channels, m2.to(T))
             tl.store(stats + 3 * channels, n.to(T))
         else:

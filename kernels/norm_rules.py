@@ -46,8 +46,10 @@ def low_part(mean, T: tl.constexpr):
 
 @triton.jit
 def stats_make(mean, variance, eps, T: tl.constexpr):
-    """mean, mean_low, invstd."""
-    return mean.to(T), low_part(mean, T), (1.0 / tl.sqrt(variance + eps)).to(T)
+    """mean, mean_low, invstd. A mean below four deviations is low as a whole."""
+    near = mean * mean < 16.0 * variance
+    high, low = tl.where(near, 0.0, mean.to(T)), tl.where(near, mean.to(T), low_part(mean, T))
+    return high, low, (1.0 / tl.sqrt(variance + eps)).to(T)
 
 
 @triton.jit
@@ -60,8 +62,8 @@ def running(before, now, momentum):
 def normalise_make(stats, weight, bias, T: tl.constexpr):
     """mean, scale, shift, from the stats as they are stored."""
     mean, mean_low, invstd = stats
-    scale = weight * invstd.to(tl.float64)
-    return mean, scale.to(T), (bias - mean_low.to(tl.float64) * scale).to(T)
+    scale = (weight * invstd.to(tl.float64)).to(T)
+    return mean, scale, (bias - mean_low.to(tl.float64) * scale.to(tl.float64)).to(T)
 
 
 @triton.jit
@@ -72,7 +74,7 @@ def normalise(x, mean, scale, shift):
 # --- the gradient of the input ----------------------------------------------------------------------------
 @triton.jit
 def whole_dot(dot, sum, stats):
-    """Kernels take x - mean of the rounded mean. The sum of g * (x - mean) with the whole of it."""
+    """Kernels take x - mean without mean_low. The sum of g * (x - mean) with the whole of it."""
     return dot - stats[1].to(tl.float64) * sum
 
 
@@ -81,8 +83,8 @@ def input_grad_make(stats, weight, sum, dot, count, T: tl.constexpr):
     """slope, constant; the scale is that of the pre-activation."""
     mean_low, invstd = stats[1].to(tl.float64), stats[2].to(tl.float64)
     scale = weight * invstd
-    slope = -scale * invstd * invstd * dot / count
-    return slope.to(T), (-scale * sum / count - slope * mean_low).to(T)
+    slope = (-scale * invstd * invstd * dot / count).to(T)
+    return slope, (-scale * sum / count - slope.to(tl.float64) * mean_low).to(T)
 
 
 @triton.jit

@@ -56,7 +56,6 @@ ONEPASS_INLINE void add_grad(V g, V x, V mean, V& s, V& d) {
 template <class G, class S = G::S>
 ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S, Same>& table, bool ahead,
                                  double& sum, double& dot) {
-  constexpr int kSums = 4;
   Vector<S> s[kSums] = {}, d[kSums] = {};
   const Vector<S> mean = table.mean.value, scale = table.scale.value, shift = table.shift.value;
   const auto add = [&](int64_t i, auto lanes, int j) ONEPASS_FLAT {

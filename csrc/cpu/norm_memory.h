@@ -8,6 +8,8 @@
 
 namespace onepass::ONEPASS_ISA {
 
+constexpr int kSums = 4;  // side by side where channels lie apart, so that none waits for the addition before
+
 // --- coefficients -----------------------------------------------------------------------------------------
 // Of the channels from `at` on, where channels are innermost; or of one channel.
 template <class S>

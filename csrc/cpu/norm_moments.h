@@ -2,9 +2,9 @@
 //
 // Memory contract: each element of x is read once, nothing of its size is written.
 //
-// Squares are summed of deviations from a shift that is close to the mean: the mean of what came before. The
-// elements of a channel are summed in T by chunks, which are few enough for that; chunks are merged in
-// double.
+// Squares are summed of deviations from a shift that is close to the mean: the mean of what came before.
+// Channels innermost sum a chunk in T, which is few enough for that; channels apart only a few elements a lane,
+// then in double. Chunks are merged in double.
 #pragma once
 #include "norm_memory.h"
 
@@ -15,6 +15,9 @@ constexpr int64_t kChunk = 1024;       // elements of a channel in a chunk at le
 constexpr int64_t kChunkPixels = 512;  // of a chunk where channels are innermost
 constexpr int kMomentStrands = 4;      // places that these are read from in turn
 constexpr int kImageStrands = 2;       // images at once, where channels lie apart
+// Elements that a lane sums in T. Far from zero, deviations have few bits, and so have their squares, which are
+// 0 or 1 modulo 4: where a sum is 16 times the variance, those all round down.
+constexpr int kLaneElements = 16;
 
 // The channels of a block while it is read. C: what a chunk is summed in.
 template <class T, class C>
@@ -61,21 +64,21 @@ ONEPASS_INLINE void add_deviation(V x, V shift, V& s, V& q) {
 template <int kRows, class S, class T>
 ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, bool ahead, double& sum,
                              double& squares) {
-  constexpr int kSums = 4 / kRows;  // side by side, so that none waits for the addition before
-  Vector<S> s[kRows][kSums] = {}, q[kRows][kSums] = {};
+  constexpr int kOfRow = kSums / kRows;
+  Vector<S> s[kRows][kOfRow] = {}, q[kRows][kOfRow] = {};
   const Vector<S> k = broadcast<S>(shift);
   int64_t i = 0;
-  for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>)
+  for (; i + kOfRow * kLanes<S> <= n; i += kOfRow * kLanes<S>)
     for (int r = 0; r < kRows; ++r) {
       const S* row = x + r * apart + i;
-      if (ahead) ask_ahead<kSums * kLanes<S>>(row);
-      for (int j = 0; j < kSums; ++j) add_deviation(load_vector(row + j * kLanes<S>), k, s[r][j], q[r][j]);
+      if (ahead) ask_ahead<kOfRow * kLanes<S>>(row);
+      for (int j = 0; j < kOfRow; ++j) add_deviation(load_vector(row + j * kLanes<S>), k, s[r][j], q[r][j]);
     }
   for (int r = 0; r < kRows; ++r) {
     for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
       add_deviation(lanes.load(x + r * apart + at, k), k, s[r][0], q[r][0]);
     });
-    for (int j = 1; j < kSums; ++j) {
+    for (int j = 1; j < kOfRow; ++j) {
       s[r][0] += s[r][j];
       q[r][0] += q[r][j];
     }
@@ -112,13 +115,16 @@ struct PlanarMoments {
   void add(int64_t image, int64_t apart) {
     const int64_t pixels = call.shape.pixels, stride = apart * call.shape.channels * pixels;
     const S* x = elements<S>(call.x, (image * call.shape.channels + block.begin) * pixels);
+    constexpr int64_t kRun = kLaneElements * kSums * kLanes<S> / kRows;
     const bool long_run = pixels >= kChunk;
     for (int64_t c = 0; c < sums.channels; ++c, x += pixels) {
       if (merged + pending == 0) sums.shift[c] = static_cast<T>(mean_of(x, std::min(pixels, kPilot)));
       for (int64_t i = 0; i < pixels; i += kChunk) {
-        const int64_t n = std::min(kChunk, pixels - i);
-        add_runs<kRows>(x + i, stride, n, sums.shift[c], call.flow.first, sums.s[c], sums.q[c]);
-        if (long_run) sums.merge(c, c + 1, merged + kRows * i, kRows * n);
+        const int64_t end = std::min(i + kChunk, pixels);
+        for (int64_t j = i; j < end; j += kRun)
+          add_runs<kRows>(x + j, stride, std::min(kRun, end - j), sums.shift[c], call.flow.first, sums.s[c],
+                          sums.q[c]);
+        if (long_run) sums.merge(c, c + 1, merged + kRows * i, kRows * (end - i));
       }
     }
     if (long_run)

@@ -291,9 +291,14 @@ ONEPASS_INLINE T sum_of_lanes(VectorOf<T, n> v) {
     return sum_of_lanes<T, n / 2>(half[0] + half[1]);
   }
 }
+// In double: all lanes together are much beside one.
 template <class S>
-ONEPASS_INLINE Arithmetic<S> sum_of(Vector<S> v) {
-  return sum_of_lanes<Arithmetic<S>, kLanes<S>>(v);
+ONEPASS_INLINE double sum_of(Vector<S> v) {
+  constexpr int n = kLanes<S> / 2;
+  VectorOf<Arithmetic<S>, n> half[2];
+  std::memcpy(half, &v, sizeof v);
+  return sum_of_lanes<double, n>(__builtin_convertvector(half[0], VectorOf<double, n>) +
+                                 __builtin_convertvector(half[1], VectorOf<double, n>));
 }
 
 // Lane k is all ones where bit k is set, else 0.

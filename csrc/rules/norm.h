@@ -4,8 +4,9 @@
 //
 // A mean rounded to float is off by 3e-8 of itself, which is much where a channel's mean is large beside its
 // deviation. So x - mean is taken of the rounded mean, which is nearly exact, and what the rounding cut off
-// (mean_low) goes into the shift. Backward makes scale and shift again from what forward saved, by the same
-// formula, so that the sign of the pre-activation is the same bit for bit.
+// (mean_low) goes into the shift. Near zero x - mean would be one rounding too many: a mean below four
+// deviations goes into the shift as a whole. Backward makes scale and shift again from what forward saved, by
+// the same formula, so that the sign of the pre-activation is the same bit for bit.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -63,13 +64,16 @@ ONEPASS_HD T low_part(double mean) {
   return mean - mean == 0 ? static_cast<T>(mean - static_cast<double>(static_cast<T>(mean))) : T(0);
 }
 
-// What a step saves of a channel for its backward. Stored as T.
+// What a step saves of a channel for its backward. Stored as T. The mean in two parts: what x is taken less,
+// and the rest.
 struct ChannelStats {
   double mean, mean_low, invstd;
 
   template <class T>
   static ONEPASS_HD ChannelStats make(double mean, double variance, double eps) {
-    return {static_cast<T>(mean), low_part<T>(mean), static_cast<T>(1 / std::sqrt(variance + eps))};
+    const double invstd = static_cast<T>(1 / std::sqrt(variance + eps));
+    if (mean * mean < 16 * variance) return {0, static_cast<T>(mean), invstd};
+    return {static_cast<T>(mean), low_part<T>(mean), invstd};
   }
 };
 
@@ -84,8 +88,8 @@ struct Normalise {
   T mean, scale, shift;
 
   static ONEPASS_HD Normalise make(const ChannelStats& stats, double weight, double bias) {
-    const double scale = weight * stats.invstd;
-    return {static_cast<T>(stats.mean), static_cast<T>(scale), static_cast<T>(bias - stats.mean_low * scale)};
+    const T scale = static_cast<T>(weight * stats.invstd);
+    return {static_cast<T>(stats.mean), scale, static_cast<T>(bias - stats.mean_low * scale)};
   }
 };
 template <class T>
@@ -93,7 +97,7 @@ ONEPASS_HD T normalise(T x, T mean, T scale, T shift) {
   return multiply_add(x - mean, scale, shift);
 }
 
-// Kernels take x - mean of the rounded mean. The sum of g * (x - mean) with the whole of it:
+// Kernels take x - mean without mean_low. The sum of g * (x - mean) with the whole of it:
 ONEPASS_HD double whole_dot(double dot, double sum, const ChannelStats& stats) {
   return dot - stats.mean_low * sum;
 }
@@ -107,9 +111,9 @@ struct InputGrad {
 
   static ONEPASS_HD InputGrad make(const ChannelStats& stats, double weight, double sum, double dot,
                                    double count) {
-    const double scale = weight * stats.invstd, slope = -scale * stats.invstd * stats.invstd * dot / count;
-    return {static_cast<T>(scale), static_cast<T>(slope),
-            static_cast<T>(-scale * sum / count - slope * stats.mean_low)};
+    const double scale = weight * stats.invstd;
+    const T slope = static_cast<T>(-scale * stats.invstd * stats.invstd * dot / count);
+    return {static_cast<T>(scale), slope, static_cast<T>(-scale * sum / count - slope * stats.mean_low)};
   }
 };
 template <class T>

@@ -118,12 +118,12 @@ _ADAM: dict[str, Any] = {
 }
 
 # --- normalizations ---------------------------------------------------------------------------------------
-# stats: [3, channels], float32 (float64 for float64 input): mean, what rounding cut off of it, 1 /
-# sqrt(variance + eps). mask: a bit an element in the order of memory, where the activation lets gradients
-# pass; empty where that is told from the input. moments: [processes, 3 * channels + 1]: mean, what rounding
-# cut off of it, the sum of squared deviations, and the count. sums: [2 * channels + 1]: of g, of g * (input
-# - mean), and the count, where g is the gradient of what the activation is given. saving=False: no mask, for
-# a result that nobody will differentiate.
+# stats: [3, channels], float32 (float64 for float64 input): the mean in two parts (what is subtracted from
+# the input, and the rest), and 1 / sqrt(variance + eps). mask: a bit an element in the order of
+# memory, where the activation lets gradients pass; empty where that is told from the input. moments:
+# [processes, 3 * channels + 1]: mean, what rounding cut off of it, the sum of squared deviations, and the
+# count. sums: [2 * channels + 1]: of g, of g * (input - mean), and the count, where g is the gradient of what
+# the activation is given. saving=False: no mask, for a result that nobody will differentiate.
 _ACTIVATION = "str? act=None, float negative_slope=0.01"
 _FORWARD = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias"
 _RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked"

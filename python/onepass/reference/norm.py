@@ -83,10 +83,17 @@ def _moments(input: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (x - _channels(mean, input)).square().sum(_across(input))
 
 
-def _stats(mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def _in_two(mean: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rounded, and what rounding cut off."""
     high = mean.to(dtype)
-    low = torch.where(mean.isfinite(), mean - high.double(), 0.0)
-    return torch.stack([high, low.to(dtype), (variance + eps).rsqrt().to(dtype)])
+    return high, torch.where(mean.isfinite(), mean - high.double(), 0.0).to(dtype)
+
+
+def _stats(mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    near = mean.square() < 16 * variance
+    high, low = _in_two(mean, dtype)
+    high, low = torch.where(near, 0, high), torch.where(near, high, low)
+    return torch.stack([high, low, (variance + eps).rsqrt().to(dtype)])
 
 
 def _follow(running: Tensor | None, now: Tensor, momentum: float | Tensor, some: Tensor) -> None:
@@ -191,8 +198,7 @@ def batch_norm_stats(input: Tensor) -> Tensor:
     if input.numel() == 0:
         return torch.cat([count.new_zeros(3 * input.shape[1]), count])
     mean, m2 = _moments(input)
-    high_low = _stats(mean, m2, 0.0, dtype)[:2].flatten()
-    return torch.cat([high_low, m2.to(dtype), count])
+    return torch.cat([*_in_two(mean, dtype), m2.to(dtype), count])
 
 
 def _count(input: Tensor) -> int:
