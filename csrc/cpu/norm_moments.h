@@ -3,8 +3,8 @@
 // Memory contract: each element of x is read once, nothing of its size is written.
 //
 // Squares are summed of deviations from a shift that is close to the mean: the mean of what came before.
-// Channels innermost sum a chunk in T, which is few enough for that; channels apart only a few elements a lane,
-// then in double. Chunks are merged in double.
+// Channels innermost sum a chunk in T, which is few enough for that; channels apart only a few elements a
+// lane, then in double. Chunks are merged in double.
 #pragma once
 #include "norm_memory.h"
 
@@ -15,8 +15,8 @@ constexpr int64_t kChunk = 1024;       // elements of a channel in a chunk at le
 constexpr int64_t kChunkPixels = 512;  // of a chunk where channels are innermost
 constexpr int kMomentStrands = 4;      // places that these are read from in turn
 constexpr int kImageStrands = 2;       // images at once, where channels lie apart
-// Elements that a lane sums in T. Far from zero, deviations have few bits, and so have their squares, which are
-// 0 or 1 modulo 4: where a sum is 16 times the variance, those all round down.
+// Elements that a lane sums in T. Far from zero, deviations have few bits, and so have their squares, which
+// are 0 or 1 modulo 4: where a sum is 16 times the variance, those all round down.
 constexpr int kLaneElements = 16;
 
 // The channels of a block while it is read. C: what a chunk is summed in.
