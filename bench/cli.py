@@ -16,7 +16,9 @@ AREAS = {
     "optim": ("optim", "optimizer steps against torch's own"),
     "amp": ("amp", "steps under a GradScaler, and sums of gradients, against torch's"),
     "norm": ("norm", "batch normalization, its residual and activation, against torch's"),
+    "int8": ("int8", "linear layers in 8 bits against torch's, in 8 bits and in floats"),
 }
+_PLOTS = {"norm": "norm_plot", "int8": "int8_plot"}  # the modules that draw, where it is not "plot"
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -121,7 +123,5 @@ def _run(args: argparse.Namespace) -> int:
         if args.json and block.rows:  # block by block: what is measured is not lost to a later failure
             append_rows(args.json, block.rows)
     if args.plot and rows:
-        from . import norm_plot, plot
-
-        (norm_plot if args.area == "norm" else plot).save(args.plot, rows)
+        importlib.import_module(f".{_PLOTS.get(args.area, 'plot')}", __package__).save(args.plot, rows)
     return 0 if rows else 1

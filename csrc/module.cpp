@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/int8_launch.h"
 #include "cpu/launch.h"
 #include "cpu/norm_launch.h"
 #include "walk.h"
@@ -66,6 +67,11 @@ PYBIND11_MODULE(_C, m) {
                          reinterpret_cast<const float*>(second), reinterpret_cast<float*>(to),
                          reinterpret_cast<float*>(also), numel);
         });
+  m.def("read_probe", [](uintptr_t a, int64_t numel) {
+    py::gil_scoped_release unlocked;
+    read_probe(reinterpret_cast<const float*>(a), numel);
+  });
+  m.def("int8_probe", &int8_probe);
   m.def(
       "use_cuda_driver",
       [](uintptr_t driver) { use_cuda_driver(*reinterpret_cast<const CudaDriver*>(driver)); },

@@ -29,7 +29,8 @@ def test_kernel_objects_share_no_function(isa):
         pytest.skip(f"nothing was built for {isa}")
     need("nm")
     nm = [str(shutil.which("nm")), "-C", "--defined-only"]
+    shared = []
     for path in objects:
         symbols = subprocess.run([*nm, path], capture_output=True, text=True, check=True).stdout
-        shared = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
-        assert shared and all(f"onepass::{isa}::" in line for line in shared)
+        shared += [line for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
+    assert shared and all(f"onepass::{isa}::" in line for line in shared)

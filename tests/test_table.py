@@ -71,7 +71,7 @@ def test_check_resolves(op: Op):
 
 @each_op
 def test_triton_target_resolves(op: Op):
-    assert (op.triton is None) == op.single
+    assert op.triton is not None or op.cpp == ("CPU",)
     if op.triton is not None:
         need("triton")
         assert callable(backends.target(op.triton))
@@ -99,7 +99,8 @@ def test_has_a_benchmark(op: Op):
 @each_op
 def test_says_what_it_moves(op: Op):
     streams = op.schema.startswith(("(Tensor(a!)[]", "(Tensor[]", "(Tensor input", "(Tensor grad_output"))
-    assert op.bytes_per_element % 4 == 0 and (op.bytes_per_element > 0) == streams
+    assert (op.bytes_per_element > 0) == streams
+    assert op.bytes_per_element % 4 == 0 or op.bench == "int8"
 
 
 FEWEST = {  # float32: norm for clipping, loss scale, step. optimizer, optional states: bytes an element

@@ -8,16 +8,19 @@
 namespace onepass {
 
 // ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
-#define ISA(name, opt_in)                \
-  namespace name {                       \
-  extern const KernelTable kernels;      \
-  extern const NormKernels norm_kernels; \
+#define ISA(name, opt_in)                  \
+  namespace name {                         \
+  extern const KernelTable kernels;        \
+  extern const NormKernels norm_kernels;   \
+  extern const QuantKernels quant_kernels; \
+  extern const Int8Kernels int8_kernels;   \
   }
 ONEPASS_ISAS
 #undef ISA
 
 const std::vector<Isa>& built_isas() {
-#define ISA(name, opt_in) {#name, &name::kernels, &name::norm_kernels, opt_in},
+#define ISA(name, opt_in) \
+  {#name, &name::kernels, &name::norm_kernels, &name::quant_kernels, &name::int8_kernels, opt_in},
   static const std::vector<Isa> isas = {ONEPASS_ISAS};
 #undef ISA
   return isas;
@@ -41,6 +44,27 @@ static const NormKernels& idle_norm() {
   }();
   return kernels;
 }
+static const QuantKernels& idle_quant() {
+  static const QuantKernels kernels = [] {
+    QuantKernels table{};
+    for (int t = 0; t < kRealDTypes; ++t) {
+      table.extent[t] = [](const void*, int64_t) { return Extent{}; };
+      table.quantize[t] = [](const void*, int64_t, const Grid&, const Levels&, void*) {};
+      table.dequantize[t] = [](const void*, int64_t, const Grid&, bool, void*) {};
+    }
+    return table;
+  }();
+  return kernels;
+}
+static const Int8Kernels& idle_int8() {
+  static constexpr Int8Form form{1, kFour, 0};
+  static const Int8Kernels kernels{
+      [](int32_t) { return &form; },
+      [](const int8_t*, int64_t, const Int8Form&, int32_t, int32_t, uint8_t*) {},
+      [](const uint8_t*, int32_t, const Int8Form&, const int8_t*, int64_t, int32_t*) {},
+      [](const Int8Call&, const int32_t*, const Int8Row*, int64_t, int64_t, int64_t, int64_t) {}};
+  return kernels;
+}
 static const Isa& idle() {
   static const KernelTable kernels = [] {
     KernelTable table{};
@@ -53,7 +77,7 @@ static const Isa& idle() {
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();
-  static const Isa isa{"idle", &kernels, &idle_norm(), true};
+  static const Isa isa{"idle", &kernels, &idle_norm(), &idle_quant(), &idle_int8(), true};
   return isa;
 }
 

@@ -9,7 +9,9 @@
 #include "../common/optim_spec.h"
 #include "../common/plan.h"
 #include "../rules/stats.h"
+#include "int8_kernels.h"
 #include "norm_kernels.h"
+#include "quant_kernels.h"
 
 #ifndef ONEPASS_ISA  // the namespace of the file being compiled; set per build by setup.py
 #define ONEPASS_ISA baseline
@@ -53,6 +55,8 @@ struct Isa {
   const char* name;
   const KernelTable* kernels;
   const NormKernels* norm;
+  const QuantKernels* quant;
+  const Int8Kernels* int8;
   bool opt_in;  // runs only when asked for
 };
 

@@ -9,4 +9,7 @@ namespace onepass {
 void two_read_probe(const float* a, const float* first, const float* second, float* to, float* also,
                     int64_t numel);
 
+// The same for whoever only reads.
+void read_probe(const float* a, int64_t numel);
+
 }  // namespace onepass

@@ -4,8 +4,8 @@
 >>> optimizer = onepass.optim.AdamW(model.parameters(), lr=1e-3)  # in place of torch.optim.AdamW
 """
 
-from . import amp, backends, nn, optim
+from . import amp, backends, nn, optim, quant
 from .backends import use_backend
 
 __version__ = "0.1.0"
-__all__ = ["amp", "backends", "nn", "optim", "use_backend"]
+__all__ = ["amp", "backends", "nn", "optim", "quant", "use_backend"]

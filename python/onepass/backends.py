@@ -234,6 +234,16 @@ def two_read_probe(first: list[Tensor], second: list[Tensor], outputs: list[Tens
     _C.two_read_probe(a, b, c, to, also, outputs[0].numel() * outputs[0].itemsize // 4)
 
 
+def read_probe(t: Tensor) -> None:
+    """Reads a dense tensor once, as float32, whatever it is: the least that one row by all weights can do."""
+    _C.read_probe(t.data_ptr(), t.numel() * t.itemsize // 4)
+
+
+def int8_probe(times: int) -> int:
+    """8-bit products that stay in the first cache: the most that a core can do. Returns how many."""
+    return _C.int8_probe(times)
+
+
 def isas() -> list[str]:
     """Instruction sets of the C++ kernels that this processor runs, weakest first."""
     return [name for name, runs, _ in _C.isas() if runs] if _C is not None else []

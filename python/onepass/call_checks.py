@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .int8_checks import (
+    int8_linear,
+    int8_mm,
+    int8_pack,
+    int8_unpack,
+    new_linear,
+    new_packed,
+    new_product,
+    new_unpacked,
+)
 from .norm_checks import (
     batch_norm_apply,
     batch_norm_bwd,
@@ -22,6 +32,7 @@ from .norm_checks import (
     new_input_grads,
     new_moments,
 )
+from .quant_checks import dequantize, new_dequantized, new_quantized, quantize
 
 __all__ = [
     "accumulate",
@@ -33,15 +44,27 @@ __all__ = [
     "batch_norm_fwd",
     "batch_norm_stats",
     "clip_grads",
+    "dequantize",
     "grad_stats",
+    "int8_linear",
+    "int8_mm",
+    "int8_pack",
+    "int8_unpack",
     "new_backward",
     "new_backward_sums",
+    "new_dequantized",
     "new_forward",
     "new_input_grads",
+    "new_linear",
     "new_moments",
+    "new_packed",
+    "new_product",
+    "new_quantized",
     "new_stats",
+    "new_unpacked",
     "nothing",
     "optimizer",
+    "quantize",
     "unscale",
     "update_scale",
 ]

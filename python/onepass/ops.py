@@ -118,12 +118,12 @@ _ADAM: dict[str, Any] = {
 }
 
 # --- normalizations ---------------------------------------------------------------------------------------
-# stats: [3, channels], float32 (float64 for float64 input): the mean in two parts (what is subtracted from
-# the input, and the rest), and 1 / sqrt(variance + eps). mask: a bit an element in the order of
-# memory, where the activation lets gradients pass; empty where that is told from the input. moments:
-# [processes, 3 * channels + 1]: mean, what rounding cut off of it, the sum of squared deviations, and the
-# count. sums: [2 * channels + 1]: of g, of g * (input - mean), and the count, where g is the gradient of what
-# the activation is given. saving=False: no mask, for a result that nobody will differentiate.
+# stats: [3, channels], float32 (float64 for float64 input): the mean in two parts (what the input is taken
+# less, and the rest), and 1 / sqrt(variance + eps). mask: a bit an element in the order of memory, where the
+# activation lets gradients pass; empty where that is told from the input. moments: [processes, 3 * channels
+# + 1]: mean, what rounding cut off of it, the sum of squared deviations, and the count. sums: [2 * channels +
+# 1]: of g, of g * (input - mean), and the count, where g is the gradient of what the activation is given.
+# saving=False: no mask, for a result that nobody will differentiate.
 _ACTIVATION = "str? act=None, float negative_slope=0.01"
 _FORWARD = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias"
 _RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked"
@@ -204,6 +204,98 @@ _NORMS = (
         "gradient of the input by the sums of all processes",
         12,
         "new_input_grads",
+    ),
+)
+
+# --- quantization -----------------------------------------------------------------------------------------
+# x = (q - zero_point) * scale. q: int8 if symmetric (-127..127; 7 bits: -63..63), else uint8 (0..255;
+# 0..127). scale, zero_point (empty if symmetric): float32 and int32, one a group. group_size: elements of the
+# last dimension in a group; -1: all of it, 0: the whole tensor. scale's shape: the input's but for the last
+# dimension, and the groups of a row; [] for the whole tensor.
+_QUANTS = (
+    Op(
+        name="quantize",
+        schema="(Tensor input, Tensor? scale=None, Tensor? zero_point=None, *, int group_size=-1, "
+        "bool symmetric=True, int bits=8) -> (Tensor values, Tensor scales, Tensor zero_points)",
+        writing="",
+        doc="real numbers to 8-bit whole ones, by given scales or the finest that hold them",
+        reference="onepass.reference.quant:quantize",
+        check="quantize",
+        fake="new_quantized",
+        bytes_per_element=5,
+        bench="int8",
+        triton="onepass.kernels.quant:quantize",
+        cpp=("CPU",),
+    ),
+    Op(
+        name="dequantize",
+        schema="(Tensor input, Tensor scale, Tensor? zero_point=None, *, int group_size=-1, "
+        "ScalarType? dtype=None) -> Tensor",
+        writing="",
+        doc="8-bit whole numbers back to real ones",
+        reference="onepass.reference.quant:dequantize",
+        check="dequantize",
+        fake="new_dequantized",
+        bytes_per_element=5,
+        bench="int8",
+        triton="onepass.kernels.quant:dequantize",
+        cpp=("CPU",),
+    ),
+)
+
+# --- the 8-bit matrix product -----------------------------------------------------------------------------
+# weight: int8 [n, k] in -127..127, or what int8_pack has made of it for the CPU (csrc/common/int8.h). Scales
+# and zero_points as quantize leaves them, a row of the input or of the weight each, or [] for all. bias:
+# float32 [n]. act: None, "relu", "gelu" or "silu". dtype: of the output; torch.int32: the exact sums.
+_PRODUCT = "str? act=None, ScalarType? dtype=None"
+
+
+def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str) -> Op:
+    return Op(
+        name=name,
+        schema=schema,
+        writing="",
+        doc=doc,
+        reference=f"onepass.reference.int8:{name}",
+        check=name,
+        fake=fake,
+        bytes_per_element=bytes_per_element,
+        bench="int8",
+        triton=None,
+        cpp=("CPU",),
+    )
+
+
+_INT8 = (
+    _int8(
+        "int8_pack",
+        "(Tensor weight) -> Tensor",
+        "weights as the CPU's 8-bit product reads them",
+        0,
+        "new_packed",
+    ),
+    _int8(
+        "int8_unpack",
+        "(Tensor packed, int n, int k) -> Tensor",
+        "packed weights as they were",
+        0,
+        "new_unpacked",
+    ),
+    _int8(
+        "int8_mm",
+        "(Tensor input, Tensor weight, Tensor? input_scale=None, Tensor? weight_scale=None, "
+        f"Tensor? input_zero_point=None, Tensor? bias=None, *, {_PRODUCT}) -> Tensor",
+        "exact product of 8-bit numbers, scales, zero points, bias and activation behind it",
+        1,
+        "new_product",
+    ),
+    _int8(
+        "int8_linear",
+        "(Tensor input, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, bool symmetric=True, "
+        f"int bits=8, {_PRODUCT}) -> Tensor",
+        "a linear layer in 8 bits: the input is quantized row by row on the way",
+        4,
+        "new_linear",
     ),
 )
 
@@ -318,5 +410,7 @@ OPS = (
         triton="onepass.kernels.amp:update_scale_",
     ),
     *_NORMS,
+    *_QUANTS,
+    *_INT8,
 )
 BY_NAME = {op.name: op for op in OPS}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..ops import OPS
-from . import layouts, norm_cases
+from . import int8_cases, layouts, norm_cases, quant_cases
 from .amp_cases import ACCUMULATE, SCALE, UNSCALE, accumulate, unscale, update_scale
 from .grad_cases import CLIP, STATS, clip_grads, grad_stats
 from .optim_cases import optimizer, variant_names
@@ -228,5 +228,24 @@ _NORMS: dict[str, tuple[Callable[..., Call], dict[str, dict[str, Any]]]] = {
 for _name, (_build, _settings) in _NORMS.items():
     CASES[_name] = tuple(
         Case(name, partial(_build, **settings), norm_cases.dtypes(name))
+        for name, settings in _settings.items()
+    )
+
+for _name, _build, _settings in (
+    ("quantize", quant_cases.quantize, quant_cases.QUANTIZE),
+    ("dequantize", quant_cases.dequantize, quant_cases.DEQUANTIZE),
+):
+    CASES[_name] = tuple(
+        Case(name, partial(_build, **settings), quant_cases.dtypes(name))
+        for name, settings in _settings.items()
+    )
+for _name, _build, _settings in (
+    ("int8_pack", int8_cases.pack, int8_cases.PACK),
+    ("int8_unpack", int8_cases.unpack, int8_cases.PACK),
+    ("int8_mm", int8_cases.mm, int8_cases.MM),
+    ("int8_linear", int8_cases.linear, int8_cases.LINEAR),
+):
+    CASES[_name] = tuple(
+        Case(name, partial(_build, **settings), int8_cases.dtypes(_name, name))
         for name, settings in _settings.items()
     )

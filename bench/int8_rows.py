@@ -1,0 +1,90 @@
+"""The rows that the sweep over the 8-bit product leaves: one JSON object a line, one row a contestant."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .rows import CLOCKS, _check_type
+
+SCHEMA = 1  # grows whenever a field changes its meaning or leaves
+
+
+def _doc(text: str) -> Any:
+    return dataclasses.field(metadata={"doc": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contestant on one layer at one thread count. `docs()` explains the fields."""
+
+    schema: int = _doc(f"version of this schema, now {SCHEMA}")
+    time: str = _doc("when the row was made, UTC, ISO 8601")
+    area: str = _doc('the sweep: "int8"')
+    device: str = _doc("model name of the processor")
+    isa: str | None = _doc("instruction set of onepass's compiled kernels; null where not built")
+    backend: str = _doc("what serves onepass: cpp or reference")
+    threads: int = _doc("torch.get_num_threads() during the run")
+    python: str = _doc("version of Python")
+    torch: str = _doc("version of torch")
+    onepass: str = _doc("version of onepass")
+    commit: str | None = _doc(
+        'short git hash, "-dirty" after changes to tracked files; null outside a checkout'
+    )
+    m: int = _doc("rows of the input")
+    n: int = _doc("outputs")
+    k: int = _doc("inputs")
+    contestant: str = _doc(
+        '"onepass" (exact), "onepass, 7 bits"; x86 and onednn: torch\'s dynamically quantized linear; '
+        "float32 and bfloat16: torch's linear; int_mm: the unfused chain around torch._int_mm; weight only: "
+        "torch._weight_int8pack_mm; torchao, bitsandbytes; null (x86 again); limit (one row: all weights "
+        "read, else: products that stay in the first cache)"
+    )
+    baseline: str | None = _doc("whom `ratio` compares with: onepass, for null x86; null where none")
+    clock: str = _doc("of ms and ratio: thread_cpu with one thread, wall with more")
+    rounds: int = _doc("interleaved rounds that were timed")
+    ms: float = _doc("milliseconds by `clock`: median of the rounds")
+    ms_p25: float = _doc("its 25th percentile")
+    ms_p75: float = _doc("its 75th percentile")
+    ratio: float | None = _doc("median over rounds of this contestant's time by the baseline's")
+    ratio_p25: float | None = _doc("its 25th percentile")
+    ratio_p75: float | None = _doc("its 75th percentile")
+    gops: float = _doc("multiplications and additions by ms, in 1e9 a second")
+    gb_per_s: float = _doc("bytes of 8-bit weights by ms, in 1e9 a second")
+    share_of_limit: float | None = _doc(
+        "median over rounds of the limit's time by this contestant's; null where no limit was run"
+    )
+
+    def __post_init__(self) -> None:
+        for name, wanted in typing.get_type_hints(Row).items():
+            _check_type(name, getattr(self, name), wanted)
+        if (self.baseline is None) != (self.ratio is None):
+            raise ValueError("row: baseline and ratio have to be null together")
+        if self.schema != SCHEMA:
+            raise ValueError(f"row: schema is {self.schema}, expected {SCHEMA}")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"row: clock has to be {' or '.join(CLOCKS)}, came as {self.clock!r}")
+
+    @classmethod
+    def from_json(cls, line: str) -> "Row":
+        """Raises ValueError for anything that is not a row of this schema."""
+        fields = json.loads(line)
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or fields.keys() != names:
+            odd = sorted(names ^ set(fields)) if isinstance(fields, dict) else line
+            raise ValueError(f"row: missing or unknown fields: {odd}")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+
+def docs() -> dict[str, str]:
+    """What each field of a row means."""
+    return {f.name: f.metadata["doc"] for f in dataclasses.fields(Row)}
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [Row.from_json(line) for line in path.read_text().splitlines() if line]

@@ -1,0 +1,63 @@
+// The 8-bit matrix product: y = act((x - zero) @ w' * x_scale * w_scale + bias), and weights as it reads
+// them.
+//
+// Packed weights, version 1, of [n, k] whole numbers in -127..127, with n cut into panels of 16 and k into
+// fours:
+//   header     64 bytes: magic, version, n, k
+//   sums       int32 [panels * 16]: of each row over k, padded to a multiple of 64 bytes
+//   panels     int8 [panels, fours, 16, 4]; zero where there is no row or no k
+// 64 bytes are what one step of a kernel reads: four k of sixteen outputs.
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace onepass {
+
+constexpr int64_t kPanel = 16, kFour = 4, kStep = kPanel * kFour;
+constexpr int64_t kPackedMagic = 0x3870'6173'7365'6e6f, kPackedVersion = 1;  // "onessap8"
+constexpr int64_t kMaxDepth = 65'536;  // k: 2^16 * 255 * 127 fits an int32
+
+struct PackedHeader {
+  int64_t magic, version, n, k;
+  int64_t unused[4];
+};
+static_assert(sizeof(PackedHeader) == 64);
+
+// Where things are in a packed weight.
+struct PackedShape {
+  int64_t n, k;
+
+  int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+  int64_t fours() const { return (k + kFour - 1) / kFour; }
+  int64_t sums_at() const { return sizeof(PackedHeader); }
+  int64_t panels_at() const { return sums_at() + panels() * kPanel * 4; }
+  int64_t panel_bytes() const { return fours() * kStep; }
+  int64_t bytes() const { return panels_at() + panels() * panel_bytes(); }
+};
+
+enum class Gate : int32_t { kNone, kRelu, kGelu, kSilu };  // what follows the product
+
+// A call in plain numbers and memory. x is real (and quantized row by row on the way) or whole.
+struct Int8Call {
+  int64_t m = 0;
+  PackedShape shape{};
+  const uint8_t* weight = nullptr;  // packed
+
+  const void* x = nullptr;  // [m, k]
+  bool x_is_real = false, x_is_signed = true;
+  DType x_dtype = DType::kFloat32;
+  bool symmetric = true;
+  int32_t bits = 8;
+  const float* x_scale = nullptr;   // whole x: a row each; null: 1
+  const int32_t* x_zero = nullptr;  // whole x: a row each; null: 0
+
+  const float* w_scale = nullptr;  // an output each; null: 1
+  const float* bias = nullptr;     // an output each, or null
+  Gate gate = Gate::kNone;
+  void* y = nullptr;  // [m, n]
+  DType y_dtype = DType::kFloat32;
+  bool raw = false;  // y takes the int32 sums as they are
+};
+
+}  // namespace onepass

@@ -1,0 +1,37 @@
+// What is worked on by quantization: a call in plain numbers and memory, the same on every device.
+#pragma once
+#include <cstdint>
+
+#include "../rules/quant.h"
+#include "dtype.h"
+
+namespace onepass {
+
+// Elements in memory order, cut into rows, and rows into groups that share a scale. The last group of a row
+// may be shorter. One row of one group: a scale for the whole tensor.
+struct Groups {
+  int64_t rows, columns, size;
+
+  int64_t of_row() const { return columns > size ? (columns + size - 1) / size : 1; }
+  int64_t count() const { return rows * of_row(); }
+  int64_t numel() const { return rows * columns; }
+  int64_t begin(int64_t group) const {
+    return of_row() == 1 ? group * columns : group / of_row() * columns + group % of_row() * size;
+  }
+  int64_t length(int64_t group) const {
+    const int64_t left = columns - group % of_row() * size;
+    return left < size ? left : size;
+  }
+};
+
+struct QuantCall {
+  Groups groups{};
+  DType dtype = DType::kFloat32;  // of real numbers
+  bool is_signed = true;          // of whole numbers
+  void* real = nullptr;           // read by quantize, written by dequantize
+  void* whole = nullptr;
+  float* scale = nullptr;         // a group each
+  int32_t* zero_point = nullptr;  // null: all zero
+};
+
+}  // namespace onepass

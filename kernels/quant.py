@@ -1,0 +1,251 @@
+"""Quantization to 8 bits: `quantize` and `dequantize`, with the arguments of the schemas in onepass/ops.py.
+
+Memory contract. Groups: one launch, in which a program reads the groups it has (a second time from the cache
+where they are longer than a tile) and writes a byte an element. The whole tensor: two launches, the first of
+which reads it for its extent and leaves that on the device. `dequantize`: one launch. What is not contiguous
+is copied first. Nothing waits for the device.
+
+Formulas and order as in csrc/rules/quant.h. Divisions are made in float64 and rounded, which is the quotient
+rounded once; multiply and add stay two operations, so that every q is that of the other backends.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .machine import THREADS, programs_of
+
+_ROUNDS = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it is rounded to a whole number, to even
+_SMALLEST = tl.constexpr(2.0**-126)
+_TILE = THREADS * 8
+
+
+# --- the rule ---------------------------------------------------------------------------------------------
+@triton.jit
+def _quotient(a, b):
+    return (a.to(tl.float64) / b).to(tl.float32)
+
+
+@triton.jit
+def _grid_of(reached, SYMMETRIC: tl.constexpr, STEPS: tl.constexpr):
+    """scale, 1 / scale, zero_point. reached: low, high, and 0 where all are finite. STEPS: the highest level;
+    the lowest is 0 or as far below it."""
+    low, high, odd = reached
+    steps = tl.full((), STEPS, tl.float64)
+    if SYMMETRIC:
+        width = _quotient(tl.maximum(high, -low), steps)
+    else:
+        width = _quotient(high, steps) - _quotient(low, steps)
+    scale = tl.maximum(width, _SMALLEST)
+    inverse = _quotient(tl.full((), 1.0, tl.float32), scale.to(tl.float64))
+    zero = tl.minimum((-low * inverse + _ROUNDS) - _ROUNDS, STEPS).to(tl.int32) * (0 if SYMMETRIC else 1)
+    finite = odd == 0
+    return tl.where(finite, scale, float("nan")), tl.where(finite, inverse, 0.0), tl.where(finite, zero, 0)
+
+
+@triton.jit
+def _on_grid(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
+    v = x * inverse
+    v = tl.where(v == v, v, 0.0)
+    v = tl.minimum(tl.maximum(v, (LOW - zero).to(tl.float32)), (HIGH - zero).to(tl.float32))
+    return ((v + _ROUNDS) - _ROUNDS).to(tl.int32) + zero
+
+
+@triton.jit
+def _merge(x, low, high, odd):
+    return tl.minimum(low, x), tl.maximum(high, x), odd + (x - x)
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+@triton.jit
+def _place(group, columns, size, of_row):
+    """Where a group begins, and how long it is."""
+    first = group % of_row * size
+    return group // of_row * columns + first, tl.minimum(columns - first, size)
+
+
+@triton.jit
+def quantize_groups(
+    x, q, scales, zeros, count, columns, size, of_row,
+    GIVEN: tl.constexpr, SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A program has ROWS groups, and takes COLUMNS elements of each at a time."""
+    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = group < count
+    begin, length = _place(group, columns, size, of_row)
+    length = tl.where(there, length, 0)
+    if GIVEN:
+        inverse = _quotient(
+            tl.full((), 1.0, tl.float32), tl.load(scales + group, mask=there, other=1.0).to(tl.float64)
+        )
+        zero = tl.zeros((ROWS,), tl.int32)
+        if not SYMMETRIC:
+            zero = tl.load(zeros + group, mask=there, other=0)
+    else:
+        low = tl.zeros((ROWS, COLUMNS), tl.float32)
+        high, odd = low, low
+        for start in range(0, size, COLUMNS):
+            at = start + tl.arange(0, COLUMNS)
+            inside = at[None, :] < length[:, None]
+            values = tl.load(x + begin[:, None] + at[None, :], mask=inside, other=0.0).to(tl.float32)
+            low, high, odd = _merge(values, low, high, odd)
+        reached = tl.min(low, 1), tl.max(high, 1), tl.sum(odd, 1)
+        scale, inverse, zero = _grid_of(reached, SYMMETRIC, HIGH)
+        tl.store(scales + group, scale, mask=there)
+        if not SYMMETRIC:
+            tl.store(zeros + group, zero, mask=there)
+    for start in range(0, size, COLUMNS):
+        at = start + tl.arange(0, COLUMNS)
+        inside = at[None, :] < length[:, None]
+        values = tl.load(x + begin[:, None] + at[None, :], mask=inside, other=0.0).to(tl.float32)
+        whole = _on_grid(values, inverse[:, None], zero[:, None], LOW, HIGH)
+        tl.store(q + begin[:, None] + at[None, :], whole.to(q.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dequantize_groups(
+    q, x, scales, zeros, count, columns, size, of_row,
+    HAS_ZEROS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = group < count
+    begin, length = _place(group, columns, size, of_row)
+    start = tl.program_id(1).to(tl.int64) * COLUMNS
+    at = start + tl.arange(0, COLUMNS)
+    inside = there[:, None] & (at[None, :] < length[:, None])
+    steps = tl.load(q + begin[:, None] + at[None, :], mask=inside, other=0).to(tl.int32)
+    if HAS_ZEROS:
+        steps -= tl.load(zeros + group, mask=there, other=0)[:, None]
+    scale = tl.load(scales + group, mask=there, other=1.0)
+    values = steps.to(tl.float32) * scale[:, None]
+    tl.store(x + begin[:, None] + at[None, :], values.to(x.dtype.element_ty), mask=inside)
+
+
+# --- the whole tensor -------------------------------------------------------------------------------------
+@triton.jit
+def extents(x, partials, numel, TILE: tl.constexpr):
+    """Each program leaves [low, high, odd] of its tiles."""
+    low = tl.zeros((TILE,), tl.float32)
+    high, odd = low, low
+    step = tl.num_programs(0).to(tl.int64) * TILE
+    for start in range(tl.program_id(0).to(tl.int64) * TILE, numel, step):
+        at = start + tl.arange(0, TILE)
+        values = tl.load(x + at, mask=at < numel, other=0.0).to(tl.float32)
+        low, high, odd = _merge(values, low, high, odd)
+    to = partials + tl.program_id(0) * 3
+    tl.store(to, tl.min(low, 0))
+    tl.store(to + 1, tl.max(high, 0))
+    tl.store(to + 2, tl.sum(odd, 0))
+
+
+@triton.jit
+def quantize_whole(
+    x, q, partials, scales, zeros, numel, programs,
+    SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PROGRAMS: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Every program merges what all have left, and quantizes its tiles."""
+    mine = tl.arange(0, PROGRAMS)
+    there = mine < programs
+    low, high, odd = (tl.load(partials + mine * 3 + k, mask=there, other=0.0) for k in (0, 1, 2))
+    scale, inverse, zero = _grid_of((tl.min(low, 0), tl.max(high, 0), tl.sum(odd, 0)), SYMMETRIC, HIGH)
+    if tl.program_id(0) == 0:
+        tl.store(scales, scale)
+        if not SYMMETRIC:
+            tl.store(zeros, zero)
+    step = tl.num_programs(0).to(tl.int64) * TILE
+    for start in range(tl.program_id(0).to(tl.int64) * TILE, numel, step):
+        at = start + tl.arange(0, TILE)
+        values = tl.load(x + at, mask=at < numel, other=0.0).to(tl.float32)
+        tl.store(q + at, _on_grid(values, inverse, zero, LOW, HIGH).to(q.dtype.element_ty), mask=at < numel)
+
+
+# --- launches ---------------------------------------------------------------------------------------------
+class _Groups:
+    """How a tensor is cut: count, columns, size and groups of a row, and the tiles of a program."""
+
+    def __init__(self, shape: torch.Size, group_size: int) -> None:
+        whole = group_size == 0
+        rows = 1 if whole else shape[:-1].numel()
+        self.columns = shape.numel() if whole else shape[-1] if len(shape) else 1
+        self.size = max(1, self.columns if group_size < 1 else group_size)
+        self.of_row = max(1, triton.cdiv(self.columns, self.size))
+        self.count = rows * self.of_row
+        self.shape = [] if whole else [*shape[:-1], self.of_row]  # of what has a value a group
+        self.tile = min(triton.next_power_of_2(min(self.size, max(1, self.columns))), _TILE)
+        self.rows = max(1, _TILE // self.tile)
+
+    def arguments(self) -> tuple[int, int, int, int]:
+        return self.count, self.columns, self.size, self.of_row
+
+    def programs(self) -> int:
+        return triton.cdiv(self.count, self.rows)
+
+
+def _options(device: torch.device) -> dict[str, object]:
+    return {"num_warps": THREADS // programs_of(device)[1], "enable_fp_fusion": False}
+
+
+@torch.no_grad()
+def quantize(
+    input: Tensor,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    group_size: int = -1,
+    symmetric: bool = True,
+    bits: int = 8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    half = 2 ** (bits - 1) - 1
+    low, high = (-half, half) if symmetric else (0, 2**bits - 1)
+    x, groups, given = input.contiguous(), _Groups(input.shape, group_size), scale is not None
+    values = torch.empty_like(x, dtype=torch.int8 if symmetric else torch.uint8)
+    scales = x.new_empty(groups.shape, dtype=torch.float32)
+    zeros = x.new_empty([0] if symmetric else groups.shape, dtype=torch.int32)
+    if scale is not None:
+        scales.copy_(scale)
+    if zero_point is not None:
+        zeros.copy_(zero_point)
+    common = {"SYMMETRIC": symmetric, "LOW": low, "HIGH": high, **_options(x.device)}
+    if groups.count == 0:
+        return values, scales, zeros
+    with torch.cuda.device_of(x):
+        if group_size == 0 and not given:
+            programs = max(1, min(triton.cdiv(x.numel(), _TILE), programs_of(x.device)[0]))
+            partials = x.new_empty(programs, 3, dtype=torch.float32)
+            extents[(programs,)](x, partials, x.numel(), TILE=_TILE, **_options(x.device))
+            padded = triton.next_power_of_2(programs)
+            quantize_whole[(programs,)](
+                x, values, partials, scales, zeros, x.numel(), programs, PROGRAMS=padded, TILE=_TILE, **common
+            )
+        else:
+            tiles = {"ROWS": groups.rows, "COLUMNS": groups.tile}
+            quantize_groups[(groups.programs(),)](
+                x, values, scales, zeros, *groups.arguments(), GIVEN=given, **tiles, **common
+            )
+    return values, scales, zeros
+
+
+@torch.no_grad()
+def dequantize(
+    input: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    group_size: int = -1,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    q, groups = input.contiguous(), _Groups(input.shape, group_size)
+    x = torch.empty_like(q, dtype=dtype or torch.float32)
+    zeros = None if zero_point is None or zero_point.numel() == 0 else zero_point.contiguous()
+    if x.numel() == 0:
+        return x
+    grid = (groups.programs(), triton.cdiv(min(groups.size, groups.columns), groups.tile))
+    with torch.cuda.device_of(q):
+        dequantize_groups[grid](
+            q, x, scale.contiguous(), zeros, *groups.arguments(), HAS_ZEROS=zeros is not None,
+            ROWS=groups.rows, COLUMNS=groups.tile, **_options(q.device),
+        )  # fmt: skip
+    return x

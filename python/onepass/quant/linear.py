@@ -1,0 +1,120 @@
+"""A linear layer in 8 bits, for inference."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+from .configs import Int8DynamicConfig
+
+_OPS = torch.ops.onepass
+
+
+class Int8Linear(nn.Module):
+    """y = act(x w' + bias), multiplied in 8 bits with exact sums.
+
+    Weights have a scale for each output; activations one for each row (all but the last dimension), found as
+    they come. A row that holds inf or NaN becomes NaN.
+
+    Args:
+        in_features, out_features, bias: as of torch.nn.Linear. The layer begins with zeros: it is made by
+            `from_float`, or filled by `load_state_dict`.
+        config: how activations are quantized.
+        act: None, "relu", "gelu" or "silu", computed in the same pass.
+
+    state_dict: `weight` (int8 [out_features, in_features]), `weight_scale` (float32 [out_features]), `bias`
+    (float32 [out_features]). On the CPU a packed copy of the weight, as the kernels read it, is kept beside:
+    one byte more a weight, made anew whenever the weight is loaded or moved, and never saved.
+
+    Shapes: [..., in_features] to [..., out_features], float32, bfloat16 or float16, the output as the input.
+    Passes over memory: the input is read twice (the second time from the cache), weights once for each block
+    of rows, the output written once.
+
+    Source: W8A8 with a scale a token and a scale an output channel, as in Dettmers et al., arXiv:2208.07339.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        config: Int8DynamicConfig | None = None,
+        act: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.config, self.act = config or Int8DynamicConfig(), act
+        weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", torch.ones(out_features, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self._pack()
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, config: Int8DynamicConfig | None = None, act: str | None = None
+    ) -> "Int8Linear":
+        """The layer that stands for this one, whose weights are rounded to the nearest of 255 levels."""
+        device = linear.weight.device
+        made = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            config=config,
+            act=act,
+            device=device,
+        )
+        values, scale, _ = _OPS.quantize(linear.weight.detach().float())
+        made.weight.copy_(values)
+        made.weight_scale.copy_(scale.view(-1))
+        if made.bias is not None:
+            made.bias.copy_(linear.bias.detach())
+        made._pack()
+        return made.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Raises RuntimeError where a gradient is asked for."""
+        if torch.is_grad_enabled() and input.requires_grad:
+            raise RuntimeError(
+                "Int8Linear is for inference: it has no gradient; call it under torch.no_grad()"
+            )
+        weight = self.weight if self._packed is None else self._packed
+        return _OPS.int8_linear(
+            input,
+            weight,
+            self.weight_scale,
+            self.bias,
+            symmetric=self.config.symmetric,
+            bits=self.config.act_bits,
+            act=self.act,
+        )
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        act = f", act={self.act}" if self.act else ""
+        return f"{sizes}, bias={self.bias is not None}{act}, {self.config}"
+
+    # --- packing ------------------------------------------------------------------------------------------
+    def _pack(self) -> None:
+        """For the machine at hand; nothing where other kernels read the plain weight."""
+        packs = self.weight.device.type == "cpu" and backends.compiled()
+        self._packed = _OPS.int8_pack(self.weight) if packs else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._pack()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
+        """Scales and bias stay float32, whatever dtype the model is turned to."""
+        super()._apply(fn, recurse)
+        self.weight_scale = self.weight_scale.float()
+        self.bias = None if self.bias is None else self.bias.float()
+        self._pack()
+        return self

@@ -1,0 +1,177 @@
+"""The cases of the 8-bit matrix product."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import target
+from ..ops import BY_NAME
+
+Settings = dict[str, Any]
+REAL = (torch.float32, torch.bfloat16, torch.float16)
+_pack = target(BY_NAME["int8_pack"].reference)
+
+
+def _whole(rng: torch.Generator, shape: Sequence[int], extreme: bool = False, signed: bool = True) -> Tensor:
+    """-127..127, or 0..255; extreme: the ends of the range alone."""
+    low, high, dtype = (-127, 128, torch.int8) if signed else (0, 256, torch.uint8)
+    if extreme:
+        ends = torch.tensor([low, high - 1], dtype=dtype)
+        return ends[torch.randint(2, tuple(shape), generator=rng)]
+    return torch.randint(low, high, tuple(shape), generator=rng, dtype=dtype)
+
+
+def _scales(rng: torch.Generator, shape: Sequence[int]) -> Tensor:
+    return torch.rand(tuple(shape), generator=rng) * 0.02 + 0.001
+
+
+def pack(
+    rng: torch.Generator, dtype: torch.dtype, device: str, *, n: int, k: int, turned: bool = False
+) -> Settings:
+    weight = _whole(rng, (n, k)).to(device)
+    return {"weight": weight.t().contiguous().t() if turned else weight}
+
+
+def unpack(rng: torch.Generator, dtype: torch.dtype, device: str, *, n: int, k: int, **_: Any) -> Settings:
+    return {"packed": _pack(_whole(rng, (n, k))).to(device), "n": n, "k": k}
+
+
+def _behind(
+    rng: torch.Generator, device: str, n: int, scale: str, bias: bool, act: str | None, dtype: torch.dtype
+) -> Settings:
+    shape = {"[n]": (n,), "[n, 1]": (n, 1), "[]": (), "": None}[scale]
+    return {
+        "weight_scale": None if shape is None else _scales(rng, shape).to(device),
+        "bias": torch.randn(n, generator=rng).to(device) if bias else None,
+        "act": act,
+        "dtype": dtype,
+    }
+
+
+def mm(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    m: Sequence[int] = (9,),
+    n: int = 37,
+    k: int = 70,
+    packed: bool = True,
+    signed: bool = True,
+    zeros: bool = False,
+    extreme: bool = False,
+    input_scale: str = "row",
+    weight_scale: str = "[n]",
+    bias: bool = True,
+    act: str | None = None,
+    raw: bool = False,
+    turned: bool = False,
+) -> Settings:
+    input, weight = _whole(rng, (*m, k), extreme, signed), _whole(rng, (n, k), extreme)
+    kept = (*m, 1) if input_scale == "row" else ()
+    call: Settings = {
+        "input": (input.transpose(0, -1).contiguous().transpose(0, -1) if turned else input).to(device),
+        "weight": (_pack(weight) if packed else weight).to(device),
+        "input_scale": None if raw else _scales(rng, kept).to(device),
+        "input_zero_point": torch.randint(0, 256, kept, generator=rng, dtype=torch.int32).to(device)
+        if zeros
+        else None,
+    }
+    if raw:
+        return {**call, "weight_scale": None, "bias": None, "act": None, "dtype": torch.int32}
+    return {**call, **_behind(rng, device, n, weight_scale, bias, act, dtype)}
+
+
+def linear(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    m: Sequence[int] = (9,),
+    n: int = 37,
+    k: int = 70,
+    packed: bool = True,
+    mean: float = 0.0,
+    spoil: bool = False,
+    symmetric: bool = True,
+    bits: int = 8,
+    weight_scale: str = "[n]",
+    bias: bool = True,
+    act: str | None = None,
+    **_: Any,
+) -> Settings:
+    input = torch.randn(*m, k, generator=rng, dtype=torch.float64) + mean
+    if spoil:
+        input[1, 3], input[2, 5] = float("nan"), float("inf")
+    weight = _whole(rng, (n, k))
+    call = {"input": input.to(device, dtype), "weight": (_pack(weight) if packed else weight).to(device)}
+    return {
+        **call,
+        **_behind(rng, device, n, weight_scale, bias, act, dtype),
+        "symmetric": symmetric,
+        "bits": bits,
+    }
+
+
+# Below, at and above the widths of a panel, of a four, of a tile and of a block of k.
+_SIZES: dict[str, Settings] = {
+    "plain": {},
+    "one_row": {"m": (1,), "n": 100, "k": 301},
+    "one_output": {"n": 1},
+    "one_product": {"m": (1,), "n": 1, "k": 1},
+    "even": {"m": (16,), "n": 48, "k": 64},
+    "many_rows": {"m": (53,), "n": 19, "k": 33},
+    "deep": {"m": (7,), "n": 17, "k": 2_051},
+    "batched": {"m": (2, 3, 5)},
+    "no_rows": {"m": (0,)},
+    "no_depth": {"k": 0},
+    "unpacked": {"packed": False},
+    "threads": {"m": (210,), "n": 130, "k": 300},
+}
+_BEHIND: dict[str, Settings] = {
+    "no_bias": {"bias": False},
+    "one_scale": {"weight_scale": "[]", "packed": False},
+    "scale_in_a_column": {"weight_scale": "[n, 1]"},
+    "relu": {"act": "relu"},
+    "gelu": {"act": "gelu"},
+    "silu": {"act": "silu"},
+}
+PACK: dict[str, Settings] = {
+    "plain": {"n": 37, "k": 70},
+    "even": {"n": 32, "k": 64},
+    "one": {"n": 1, "k": 1},
+    "turned": {"n": 20, "k": 31, "turned": True},
+    "empty": {"n": 0, "k": 7},
+    "no_depth": {"n": 5, "k": 0},
+    "threads": {"n": 300, "k": 411},
+}
+MM: dict[str, Settings] = {
+    **_SIZES,
+    **_BEHIND,
+    "unsigned": {"signed": False, "zeros": True},
+    "zero_points": {"zeros": True},
+    "one_input_scale": {"input_scale": "one", "zeros": True},
+    "no_weight_scale": {"weight_scale": "", "bias": True},
+    "turned": {"turned": True},
+    "raw": {"raw": True, "packed": False},
+    "raw_unsigned": {"raw": True, "packed": False, "signed": False, "zeros": True},
+    "raw_extreme": {"raw": True, "packed": False, "extreme": True, "k": 16_384},
+    "raw_extreme_unsigned": {"raw": True, "packed": False, "extreme": True, "k": 16_384, "signed": False},
+}
+LINEAR: dict[str, Settings] = {
+    **_SIZES,
+    **_BEHIND,
+    "seven_bits": {"bits": 7},
+    "seven_bits_deep": {"bits": 7, "m": (13,), "k": 2_051},
+    "unsigned": {"symmetric": False, "mean": 1.0},
+    "seven_bits_unsigned": {"symmetric": False, "bits": 7, "mean": 1.0},
+    "spoilt": {"spoil": True},
+}
+
+
+def dtypes(op: str, name: str) -> tuple[torch.dtype, ...]:
+    """Of the output, and of int8_linear's input."""
+    single = op in ("int8_pack", "int8_unpack") or name.startswith("raw") or name in ("threads", "deep")
+    return REAL[:1] if single else REAL

@@ -1,0 +1,104 @@
+"""The sweep over the 8-bit product: who takes part, what is left behind, and what is drawn."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from onepass.bench import int8_jobs, int8_plot, int8_rows, main
+from onepass.bench.int8_jobs import (
+    FLOAT32,
+    INT_MM,
+    LIMIT,
+    NULL,
+    ONEDNN,
+    OURS,
+    SEVEN,
+    WEIGHT_ONLY,
+    X86,
+    Job,
+    Layer,
+)
+
+SHORT = ["--rounds", "3", "--seconds", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[int8_rows.Row]:
+    folder = tmp_path_factory.mktemp("int8")
+    file, picture = folder / "rows.jsonl", folder / "picture.png"
+    peers = ["--peers", "x86", "onednn", "float32", "torchao"]
+    asked = ["int8", "--rows", "1", "8", "--weight", "768x768", "--json", str(file), "--plot", str(picture)]
+    assert main([*asked, *peers, *SHORT]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    return int8_rows.read_rows(file)
+
+
+def test_everybody_has_a_row(rows: list[int8_rows.Row]):
+    for m in (1, 8):
+        names = [row.contestant for row in rows if row.m == m]
+        assert [n for n in names if n != "torchao"] == [OURS, SEVEN, LIMIT, X86, ONEDNN, FLOAT32, NULL]
+
+
+def test_rows_say_what_was_done(rows: list[int8_rows.Row]):
+    for row in rows:
+        assert row.gops == pytest.approx(2 * row.m * 768 * 768 / row.ms / 1e6)
+        assert row.baseline == {OURS: None, SEVEN: None, LIMIT: None, NULL: X86}.get(row.contestant, OURS)
+        assert row.share_of_limit is not None and row.share_of_limit > 0
+        assert int8_rows.Row.from_json(row.to_json()) == row
+    assert all(int8_rows.docs().values())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        ({"schema": 9}, "schema is 9, expected 1"),
+        ({"clock": "sundial"}, "clock has to be"),
+        ({"ratio": 2.0}, "baseline and ratio have to be null together"),
+        ({"m": "8"}, "m"),
+    ),
+)
+def test_what_is_no_row_is_refused(rows: list[int8_rows.Row], change: dict, message: str):
+    with pytest.raises((ValueError, TypeError), match=message):
+        dataclasses.replace(rows[0], **change)
+    with pytest.raises(ValueError, match="missing or unknown fields"):
+        int8_rows.Row.from_json('{"schema": 1}')
+
+
+@pytest.mark.parametrize(
+    "name, off",
+    ((OURS, 0.03), (SEVEN, 0.05), (X86, 0.05), (ONEDNN, 0.05), (INT_MM, 0.03), (WEIGHT_ONLY, 0.03)),
+)
+def test_all_compute_the_same_layer(name: str, off: float):
+    layer = Layer(Job(8, "768x768"))
+    want = layer.build(FLOAT32)()
+    got = layer.build(name)()
+    assert isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
+    assert (got - want).norm() <= off * want.norm()
+
+
+def test_who_cannot_be_had_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def missing(_: Layer) -> None:
+        raise RuntimeError("torchao is not installed")
+
+    monkeypatch.setattr(Layer, "_torchao", missing)
+    assert main(["int8", "--rows", "1", "--weight", "768x768", "--peers", "torchao", *SHORT]) == 0
+    assert "torchao is left out: torchao is not installed" in capsys.readouterr().out
+
+
+def test_without_memory_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr("onepass.bench.machine.free_memory", lambda: 1000)
+    assert main(["int8", "--rows", "1", "--weight", "768x768", *SHORT]) == 1
+    assert "onepass itself cannot run it here" in capsys.readouterr().out
+
+
+def test_nothing_to_draw(tmp_path: Path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        int8_plot.save(tmp_path / "a.png", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_is_as_much_work():
+    job = Job(64, "768x768")
+    assert job.operations() == 2 * 64 * 768 * 768
+    assert all(job.needs(name) > 4 * 768 * 768 for name in int8_jobs.PEERS)

@@ -1,0 +1,100 @@
+"""Calls of the 8-bit product that are refused: in the same words by C++ and by the checks in Python."""
+
+import pytest
+import torch
+from onepass.backends import check
+from onepass.testing import variants
+
+OPS = torch.ops.onepass
+VARIANTS = [v for v in variants("cpu") if v.backend != "triton"]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+X, W = torch.ones(4, 6), torch.ones(3, 6, dtype=torch.int8)
+PACKED = OPS.int8_pack(W)
+
+
+def _newer() -> torch.Tensor:
+    packed = PACKED.clone()
+    packed[8] = 9
+    return packed
+
+
+def _call(op: str, **changes) -> dict:
+    calls = {
+        "int8_pack": {"weight": W},
+        "int8_unpack": {"packed": PACKED, "n": 3, "k": 6},
+        "int8_mm": {"input": X.to(torch.int8), "weight": PACKED},
+        "int8_linear": {"input": X, "weight": PACKED, "weight_scale": torch.ones(3)},
+    }
+    return {**calls[op], **changes}
+
+
+REFUSED = [
+    (
+        "int8_pack",
+        {"weight": W.float()},
+        "weight has to be a torch.int8 tensor [n, k], or one that int8_pack has made",
+    ),
+    ("int8_pack", {"weight": W[0]}, "weight has to be a torch.int8 tensor"),
+    ("int8_pack", {"weight": W - 129}, "weight holds -128, expected -127..127"),
+    ("int8_pack", {"weight": W[:, :1].expand(3, 70_000)}, "weight has 70000 columns, expected at most 65536"),
+    ("int8_unpack", {"n": 4}, "packed holds another weight than [4, 6]"),
+    ("int8_unpack", {"n": 40}, "packed has 256 bytes, expected 640 of a packed [40, 6]"),
+    ("int8_unpack", {"packed": PACKED * 0}, "packed is no packed weight, as int8_pack makes it"),
+    ("int8_mm", {"input": X}, "input has another dtype, expected torch.int8 or torch.uint8"),
+    ("int8_mm", {"input": torch.ones((), dtype=torch.int8)}, "input has no dimension, expected [..., k]"),
+    ("int8_mm", {"weight": _newer()}, "weight was packed as version 9, expected 1: pack it again"),
+    ("int8_mm", {"weight": PACKED[:-1]}, "weight has 255 bytes, expected 256 of a packed [3, 6]"),
+    ("int8_mm", {"weight": W[:, :5]}, "weight has 5 columns, expected 6 as input: it has shape [4, 6]"),
+    ("int8_mm", {"input_scale": torch.ones(4)}, "input_scale has shape [4], expected [4, 1] or []"),
+    (
+        "int8_mm",
+        {"input_zero_point": torch.ones(4, 1)},
+        "input_zero_point has another dtype, expected torch.int32",
+    ),
+    ("int8_mm", {"bias": torch.ones(5)}, "bias has shape [5], expected [3], [3, 1] or []"),
+    ("int8_mm", {"dtype": torch.float64}, "dtype has a dtype that is not served"),
+    (
+        "int8_mm",
+        {"dtype": torch.int32, "bias": torch.ones(3)},
+        "dtype torch.int32 takes the sums as they are, without scale, bias and act",
+    ),
+    ("int8_linear", {"input": X.to(torch.int8)}, "input has a dtype that is not served"),
+    ("int8_linear", {"bits": 6}, "bits is 6, expected 7 or 8"),
+    (
+        "int8_linear",
+        {"weight_scale": torch.ones(2)},
+        "weight_scale has shape [2], expected [3], [3, 1] or []",
+    ),
+    (
+        "int8_linear",
+        {"weight_scale": torch.ones(3).half()},
+        "weight_scale has another dtype, expected torch.float32",
+    ),
+    ("int8_linear", {"act": "tanh"}, "act is 'tanh', expected None, 'relu', 'gelu' or 'silu'"),
+    ("int8_linear", {"dtype": torch.int32}, "dtype has a dtype that is not served"),
+]
+
+
+@each_variant
+@pytest.mark.parametrize("op, changes, message", REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str):
+    arguments = _call(op, **changes)
+    with variant.use(), pytest.raises(RuntimeError) as raised:
+        getattr(OPS, op)(**arguments)
+    with pytest.raises(RuntimeError) as checked:
+        check(op, **arguments)
+    first = str(raised.value).partition("\n")[0]
+    assert first.endswith(str(checked.value)) and f"{op}: {message}" in first
+
+
+@each_variant
+@pytest.mark.parametrize(
+    "op, name", (("int8_pack", "weight"), ("int8_mm", "input"), ("int8_linear", "weight_scale"))
+)
+def test_freed_memory_is_refused(variant, op: str, name: str):
+    arguments = _call(op)
+    arguments[name] = arguments[name].clone()
+    arguments[name].untyped_storage().resize_(0)
+    with variant.use(), pytest.raises(RuntimeError, match=f"{op}: {name} has no storage: it was freed"):
+        getattr(OPS, op)(**arguments)

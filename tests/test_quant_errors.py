@@ -1,0 +1,87 @@
+"""Calls of quantization that are refused: in the same words by the C++ ops and by the checks in Python, which
+reference, Triton and fake tensors have."""
+
+import pytest
+import torch
+from onepass.backends import check
+from onepass.testing import variants
+
+OPS = torch.ops.onepass
+each_variant = pytest.mark.parametrize("variant", variants("cpu"), ids=str)
+
+
+def _call(op: str, **changes) -> dict:
+    kept = {"group_size": -1}
+    x = torch.ones(4, 6)
+    calls = {
+        "quantize": {"input": x, "scale": None, "zero_point": None, "symmetric": True, "bits": 8, **kept},
+        "dequantize": {"input": x.to(torch.int8), "scale": torch.ones(4, 1), "zero_point": None, **kept},
+    }
+    return {**calls[op], **changes}
+
+
+ZEROS = torch.zeros(4, 1, dtype=torch.int32)
+REFUSED = [
+    (
+        "quantize",
+        {"input": torch.ones(3, dtype=torch.float64)},
+        "input has a dtype that is not served, expected torch.float32, bfloat16 or float16",
+    ),
+    ("quantize", {"input": torch.ones(3, dtype=torch.int32)}, "input has a dtype that is not served"),
+    (
+        "quantize",
+        {"group_size": -2},
+        "group_size is -2, expected -1 (a row), 0 (the whole tensor) or at least 1",
+    ),
+    ("quantize", {"bits": 4}, "bits is 4, expected 7 or 8"),
+    ("quantize", {"scale": torch.ones(4)}, "scale has shape [4], expected [4, 1]: a value a group"),
+    ("quantize", {"scale": torch.ones(4, 1), "group_size": 0}, "scale has shape [4, 1], expected []"),
+    ("quantize", {"scale": torch.ones(4, 1), "group_size": 4}, "scale has shape [4, 1], expected [4, 2]"),
+    ("quantize", {"scale": torch.ones(4, 1).double()}, "scale has another dtype, expected torch.float32"),
+    ("quantize", {"zero_point": ZEROS}, "zero_point needs symmetric=False and a scale"),
+    ("quantize", {"zero_point": ZEROS, "symmetric": False}, "zero_point needs symmetric=False and a scale"),
+    (
+        "quantize",
+        {"scale": torch.ones(4, 1), "symmetric": False},
+        "scale with symmetric=False needs zero_point",
+    ),
+    (
+        "quantize",
+        {"scale": torch.ones(4, 1), "symmetric": False, "zero_point": ZEROS.long()},
+        "zero_point has another dtype, expected torch.int32",
+    ),
+    (
+        "dequantize",
+        {"input": torch.ones(4, 6)},
+        "input has another dtype, expected torch.int8 or torch.uint8",
+    ),
+    ("dequantize", {"group_size": -7}, "group_size is -7, expected -1"),
+    ("dequantize", {"scale": torch.ones(5, 1)}, "scale has shape [5, 1], expected [4, 1]: a value a group"),
+    (
+        "dequantize",
+        {"zero_point": ZEROS[:3]},
+        "zero_point has shape [3, 1], expected [4, 1]: a value a group",
+    ),
+    ("dequantize", {"dtype": torch.float64}, "dtype has a dtype that is not served"),
+]
+
+
+@each_variant
+@pytest.mark.parametrize("op, changes, message", REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str):
+    arguments = _call(op, **changes)
+    with variant.use(), pytest.raises(RuntimeError) as raised:
+        getattr(OPS, op)(**arguments)
+    with pytest.raises(RuntimeError) as checked:
+        check(op, **arguments)
+    first = str(raised.value).partition("\n")[0]
+    assert first.endswith(str(checked.value)) and f"{op}: {message}" in first
+
+
+@each_variant
+@pytest.mark.parametrize("op", ("quantize", "dequantize"))
+def test_freed_memory_is_refused(variant, op: str):
+    arguments = _call(op)
+    arguments["input"].untyped_storage().resize_(0)
+    with variant.use(), pytest.raises(RuntimeError, match=f"{op}: input has no storage: it was freed"):
+        getattr(OPS, op)(**arguments)
