@@ -101,12 +101,14 @@ class Layer:
         if engine not in torch.backends.quantized.supported_engines:
             raise RuntimeError(f"this torch has no quantized engine {engine}")
         before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            zeros = torch.zeros(len(self.scale), dtype=torch.long)
-            weight = torch.quantize_per_channel(self.weight, self.scale, zeros, 0, torch.qint8)
-            packed = torch.ops.quantized.linear_prepack(weight, self.bias)
-        torch.backends.quantized.engine = before
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                zeros = torch.zeros(len(self.scale), dtype=torch.long)
+                weight = torch.quantize_per_channel(self.weight, self.scale, zeros, 0, torch.qint8)
+                packed = torch.ops.quantized.linear_prepack(weight, self.bias)
+        finally:
+            torch.backends.quantized.engine = before
         return lambda: torch.ops.quantized.linear_dynamic(self.x, packed)
 
     def _float(self, dtype: torch.dtype) -> Step:

@@ -29,8 +29,7 @@ static Tensor int8_unpack_op(Tensor packed, int64_t n, int64_t k) {
   const char* op = "int8_unpack";
   const PackedShape shape{n, k};
   if (n < 0 || k < 0 || shape.bytes() != packed.numel())
-    fail(op, ": packed has ", packed.numel(), " bytes, expected ", shape.bytes(), " of a packed [", n, ", ",
-         k, "]");
+    fail(op, ": packed has ", packed.numel(), " bytes, which is no packed [", n, ", ", k, "]");
   const PackedShape found = packed_shape(op, "packed", packed);
   if (found.n != n || found.k != k) fail(op, ": packed holds another weight than [", n, ", ", k, "]");
   Tensor weight = torch::stable::new_empty(packed, {n, k}, ScalarType::Char);
@@ -56,6 +55,7 @@ static Tensor int8_mm_op(Tensor input, Tensor weight, MaybeTensor input_scale, M
     a.call.x_zero = a.of_rows<int32_t>("input_zero_point", *input_zero_point, ScalarType::Int, "torch.int32");
   a.take_rest(weight_scale, bias, act);
   a.call.x_is_signed = whole == ScalarType::Char;
+  a.check_zeros();
   Tensor y = a.output(result);
   int8_mm(a.call);
   return y;

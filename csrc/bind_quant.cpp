@@ -16,7 +16,12 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_op(Tensor input, MaybeTensor 
   if (zero_point && (symmetric || !scale)) fail(op, ": zero_point needs symmetric=False and a scale");
   if (scale && !symmetric && !zero_point) fail(op, ": scale with symmetric=False needs zero_point");
   if (scale) a.take_scale(*scale);
-  if (zero_point) a.take_zero_point(*zero_point);
+  if (zero_point) {
+    a.take_zero_point(*zero_point);
+    for (int64_t g = 0; g < a.call.groups.count(); ++g)
+      if (const int32_t zero = a.call.zero_point[g]; zero < levels.low || zero > levels.high)
+        fail(op, ": zero_point holds ", zero, ", expected 0..", levels.high);
+  }
 
   const auto result = [&](const Sizes& sizes, ScalarType dtype) {
     return torch::stable::new_empty(a.main, sizes, dtype);

@@ -24,16 +24,17 @@ inline PackedShape packed_shape(const char* op, const char* name, const Tensor& 
   const View v = view_of(t);
   check_storage(std::string(op) + ": " + name, v);
   PackedHeader header{};
-  if (v.dim == 1 && v.sizes[0] >= static_cast<int64_t>(sizeof header) && t.is_contiguous())
+  if (v.dim == 1 && v.sizes[0] >= static_cast<int64_t>(sizeof header) && t.is_contiguous() &&
+      reinterpret_cast<uintptr_t>(v.data) % alignof(int64_t) == 0)
     std::memcpy(&header, v.data, sizeof header);
   if (header.magic != kPackedMagic) fail(op, ": ", name, " is no packed weight, as int8_pack makes it");
   if (header.version != kPackedVersion)
     fail(op, ": ", name, " was packed as version ", header.version, ", expected ", kPackedVersion,
          ": pack it again");
   const PackedShape shape{header.n, header.k};
-  if (shape.bytes() != v.sizes[0])
-    fail(op, ": ", name, " has ", v.sizes[0], " bytes, expected ", shape.bytes(), " of a packed [", shape.n,
-         ", ", shape.k, "]");
+  if (shape.n < 0 || shape.k < 0 || shape.n > v.sizes[0] || shape.k > kMaxDepth ||
+      shape.bytes() != v.sizes[0])
+    fail(op, ": ", name, " has ", v.sizes[0], " bytes, which is no packed [", shape.n, ", ", shape.k, "]");
   return shape;
 }
 
@@ -110,6 +111,16 @@ struct Int8Arguments {
     if (w_scale) call.w_scale = of_outputs("weight_scale", *w_scale);
     if (bias) call.bias = of_outputs("bias", *bias);
     call.gate = gate_of(op, act);
+  }
+  // Do sums of (x - zero_point) * w fit?
+  void check_zeros() const {
+    const int64_t low = call.x_is_signed ? -128 : 0, high = low + 255;
+    for (int64_t i = 0; call.x_zero && i < rows; ++i) {
+      const int64_t zero = call.x_zero[i];
+      if (127 * call.shape.k * std::max(std::abs(low - zero), std::abs(high - zero)) >= int64_t{1} << 31)
+        fail(op, ": input_zero_point holds ", zero, ", which sums of ", call.shape.k,
+             " products have no room for");
+    }
   }
   Tensor output(ScalarType dtype) {
     Sizes sizes(given.sizes, given.sizes + given.dim);

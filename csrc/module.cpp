@@ -71,7 +71,10 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     read_probe(reinterpret_cast<const float*>(a), numel);
   });
-  m.def("int8_probe", &int8_probe);
+  m.def("int8_probe", [](int64_t times) {
+    py::gil_scoped_release unlocked;
+    return int8_probe(times);
+  });
   m.def(
       "use_cuda_driver",
       [](uintptr_t driver) { use_cuda_driver(*reinterpret_cast<const CudaDriver*>(driver)); },

@@ -28,6 +28,11 @@ def _quotient(a, b):
 
 
 @triton.jit
+def _inverse(scale):
+    return (1.0 / scale.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
 def _grid_of(reached, SYMMETRIC: tl.constexpr, STEPS: tl.constexpr):
     """scale, 1 / scale, zero_point. reached: low, high, and 0 where all are finite. STEPS: the highest level;
     the lowest is 0 or as far below it."""
@@ -38,7 +43,7 @@ def _grid_of(reached, SYMMETRIC: tl.constexpr, STEPS: tl.constexpr):
     else:
         width = _quotient(high, steps) - _quotient(low, steps)
     scale = tl.maximum(width, _SMALLEST)
-    inverse = _quotient(tl.full((), 1.0, tl.float32), scale.to(tl.float64))
+    inverse = _inverse(scale)
     zero = tl.minimum((-low * inverse + _ROUNDS) - _ROUNDS, STEPS).to(tl.int32) * (0 if SYMMETRIC else 1)
     finite = odd == 0
     return tl.where(finite, scale, float("nan")), tl.where(finite, inverse, 0.0), tl.where(finite, zero, 0)
@@ -77,9 +82,7 @@ def quantize_groups(
     begin, length = _place(group, columns, size, of_row)
     length = tl.where(there, length, 0)
     if GIVEN:
-        inverse = _quotient(
-            tl.full((), 1.0, tl.float32), tl.load(scales + group, mask=there, other=1.0).to(tl.float64)
-        )
+        inverse = _inverse(tl.load(scales + group, mask=there, other=1.0))
         zero = tl.zeros((ROWS,), tl.int32)
         if not SYMMETRIC:
             zero = tl.load(zeros + group, mask=there, other=0)
@@ -106,14 +109,15 @@ def quantize_groups(
 
 @triton.jit
 def dequantize_groups(
-    q, x, scales, zeros, count, columns, size, of_row,
+    q, x, scales, zeros, count, columns, size, of_row, tiles,
     HAS_ZEROS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    """A program has one of the `tiles` of ROWS groups."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program // tiles * ROWS + tl.arange(0, ROWS)
     there = group < count
     begin, length = _place(group, columns, size, of_row)
-    start = tl.program_id(1).to(tl.int64) * COLUMNS
-    at = start + tl.arange(0, COLUMNS)
+    at = program % tiles * COLUMNS + tl.arange(0, COLUMNS)
     inside = there[:, None] & (at[None, :] < length[:, None])
     steps = tl.load(q + begin[:, None] + at[None, :], mask=inside, other=0).to(tl.int32)
     if HAS_ZEROS:
@@ -143,18 +147,26 @@ def extents(x, partials, numel, TILE: tl.constexpr):
 @triton.jit
 def quantize_whole(
     x, q, partials, scales, zeros, numel, programs,
-    SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PROGRAMS: tl.constexpr,
-    TILE: tl.constexpr,
+    GIVEN: tl.constexpr, SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    PROGRAMS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Every program merges what all have left, and quantizes its tiles."""
-    mine = tl.arange(0, PROGRAMS)
-    there = mine < programs
-    low, high, odd = (tl.load(partials + mine * 3 + k, mask=there, other=0.0) for k in (0, 1, 2))
-    scale, inverse, zero = _grid_of((tl.min(low, 0), tl.max(high, 0), tl.sum(odd, 0)), SYMMETRIC, HIGH)
-    if tl.program_id(0) == 0:
-        tl.store(scales, scale)
+    if GIVEN:
+        inverse = _inverse(tl.load(scales))
+        zero = tl.full((), 0, tl.int32)
         if not SYMMETRIC:
-            tl.store(zeros, zero)
+            zero = tl.load(zeros)
+    else:
+        mine = tl.arange(0, PROGRAMS)
+        there = mine < programs
+        low = tl.load(partials + mine * 3, mask=there, other=0.0)
+        high = tl.load(partials + mine * 3 + 1, mask=there, other=0.0)
+        odd = tl.load(partials + mine * 3 + 2, mask=there, other=0.0)
+        scale, inverse, zero = _grid_of((tl.min(low, 0), tl.max(high, 0), tl.sum(odd, 0)), SYMMETRIC, HIGH)
+        if tl.program_id(0) == 0:
+            tl.store(scales, scale)
+            if not SYMMETRIC:
+                tl.store(zeros, zero)
     step = tl.num_programs(0).to(tl.int64) * TILE
     for start in range(tl.program_id(0).to(tl.int64) * TILE, numel, step):
         at = start + tl.arange(0, TILE)
@@ -170,7 +182,7 @@ class _Groups:
         whole = group_size == 0
         rows = 1 if whole else shape[:-1].numel()
         self.columns = shape.numel() if whole else shape[-1] if len(shape) else 1
-        self.size = max(1, self.columns if group_size < 1 else group_size)
+        self.size = max(1, self.columns if group_size < 1 else min(group_size, self.columns))
         self.of_row = max(1, triton.cdiv(self.columns, self.size))
         self.count = rows * self.of_row
         self.shape = [] if whole else [*shape[:-1], self.of_row]  # of what has a value a group
@@ -208,22 +220,22 @@ def quantize(
         scales.copy_(scale)
     if zero_point is not None:
         zeros.copy_(zero_point)
-    common = {"SYMMETRIC": symmetric, "LOW": low, "HIGH": high, **_options(x.device)}
+    common = {"GIVEN": given, "SYMMETRIC": symmetric, "LOW": low, "HIGH": high, **_options(x.device)}
     if groups.count == 0:
         return values, scales, zeros
     with torch.cuda.device_of(x):
-        if group_size == 0 and not given:
+        if group_size == 0:
             programs = max(1, min(triton.cdiv(x.numel(), _TILE), programs_of(x.device)[0]))
-            partials = x.new_empty(programs, 3, dtype=torch.float32)
-            extents[(programs,)](x, partials, x.numel(), TILE=_TILE, **_options(x.device))
-            padded = triton.next_power_of_2(programs)
-            quantize_whole[(programs,)](
-                x, values, partials, scales, zeros, x.numel(), programs, PROGRAMS=padded, TILE=_TILE, **common
-            )
+            partials = None if given else x.new_empty(programs, 3, dtype=torch.float32)
+            if partials is not None:
+                extents[(programs,)](x, partials, x.numel(), TILE=_TILE, **_options(x.device))
+            tiles = {"PROGRAMS": triton.next_power_of_2(programs), "TILE": _TILE}
+            outputs = (values, partials, scales, zeros)
+            quantize_whole[(programs,)](x, *outputs, x.numel(), programs, **tiles, **common)
         else:
             tiles = {"ROWS": groups.rows, "COLUMNS": groups.tile}
             quantize_groups[(groups.programs(),)](
-                x, values, scales, zeros, *groups.arguments(), GIVEN=given, **tiles, **common
+                x, values, scales, zeros, *groups.arguments(), **tiles, **common
             )
     return values, scales, zeros
 
@@ -242,10 +254,10 @@ def dequantize(
     zeros = None if zero_point is None or zero_point.numel() == 0 else zero_point.contiguous()
     if x.numel() == 0:
         return x
-    grid = (groups.programs(), triton.cdiv(min(groups.size, groups.columns), groups.tile))
+    tiles = triton.cdiv(min(groups.size, groups.columns), groups.tile)
     with torch.cuda.device_of(q):
-        dequantize_groups[grid](
-            q, x, scale.contiguous(), zeros, *groups.arguments(), HAS_ZEROS=zeros is not None,
+        dequantize_groups[(groups.programs() * tiles,)](
+            q, x, scale.contiguous(), zeros, *groups.arguments(), tiles, HAS_ZEROS=zeros is not None,
             ROWS=groups.rows, COLUMNS=groups.tile, **_options(q.device),
         )  # fmt: skip
     return x

@@ -52,9 +52,9 @@ def test_an_input_of_minus_128_is_exact(variant):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.integers(1, 300),
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.integers(0, 300),
     st.booleans(),
     st.sampled_from(VARIANTS),
     st.integers(0, 99),
@@ -162,6 +162,23 @@ def test_rows_with_inf_or_nan_become_nan_and_zeros_are_exact(variant):
         y = OPS.int8_linear(x, weight, torch.rand(20), bias)
     assert y[[1, 2]].isnan().all() and not y[[0, 3, 4]].isnan().any()
     assert torch.equal(y[3], bias)
+
+
+@each_variant
+def test_scales_whose_product_comes_first_would_overflow(variant):
+    x, scale = torch.full((1, 4), 1e38), torch.full((1,), 1e-3 / 127)
+    with variant.use():
+        y = OPS.int8_linear(x, torch.full((1, 4), 127, dtype=torch.int8), scale)
+    assert y.item() == pytest.approx(4e35, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_more_rows_than_are_kept_at_a_time():
+    x, weight = torch.randn(2_100, 9_000), _whole(17, 9_000)
+    scale, packed = torch.rand(17), OPS.int8_pack(weight)
+    got = OPS.int8_linear(x, packed, scale)
+    for first in range(0, 2_100, 700):
+        assert torch.equal(got[first : first + 700], OPS.int8_linear(x[first : first + 700], packed, scale))
 
 
 @each_variant

@@ -19,6 +19,13 @@ def _newer() -> torch.Tensor:
     return packed
 
 
+def _endless() -> torch.Tensor:
+    """A header whose size, multiplied out, is 64 bytes once more."""
+    packed = torch.zeros(64, dtype=torch.uint8)
+    packed.view(torch.int64)[:4] = torch.tensor([*PACKED[:16].view(torch.int64).tolist(), 2**62, 6])
+    return packed
+
+
 def _call(op: str, **changes) -> dict:
     calls = {
         "int8_pack": {"weight": W},
@@ -39,18 +46,25 @@ REFUSED = [
     ("int8_pack", {"weight": W - 129}, "weight holds -128, expected -127..127"),
     ("int8_pack", {"weight": W[:, :1].expand(3, 70_000)}, "weight has 70000 columns, expected at most 65536"),
     ("int8_unpack", {"n": 4}, "packed holds another weight than [4, 6]"),
-    ("int8_unpack", {"n": 40}, "packed has 256 bytes, expected 640 of a packed [40, 6]"),
+    ("int8_unpack", {"n": -17}, "packed has 256 bytes, which is no packed [-17, 6]"),
+    ("int8_unpack", {"n": 40}, "packed has 256 bytes, which is no packed [40, 6]"),
     ("int8_unpack", {"packed": PACKED * 0}, "packed is no packed weight, as int8_pack makes it"),
     ("int8_mm", {"input": X}, "input has another dtype, expected torch.int8 or torch.uint8"),
     ("int8_mm", {"input": torch.ones((), dtype=torch.int8)}, "input has no dimension, expected [..., k]"),
     ("int8_mm", {"weight": _newer()}, "weight was packed as version 9, expected 1: pack it again"),
-    ("int8_mm", {"weight": PACKED[:-1]}, "weight has 255 bytes, expected 256 of a packed [3, 6]"),
+    ("int8_mm", {"weight": PACKED[:-1]}, "weight has 255 bytes, which is no packed [3, 6]"),
     ("int8_mm", {"weight": W[:, :5]}, "weight has 5 columns, expected 6 as input: it has shape [4, 6]"),
     ("int8_mm", {"input_scale": torch.ones(4)}, "input_scale has shape [4], expected [4, 1] or []"),
     (
         "int8_mm",
         {"input_zero_point": torch.ones(4, 1)},
         "input_zero_point has another dtype, expected torch.int32",
+    ),
+    ("int8_mm", {"weight": _endless()}, f"weight has 64 bytes, which is no packed [{2**62}, 6]"),
+    (
+        "int8_mm",
+        {"input_zero_point": torch.tensor(3_000_000, dtype=torch.int32)},
+        "input_zero_point holds 3000000, which sums of 6 products have no room for",
     ),
     ("int8_mm", {"bias": torch.ones(5)}, "bias has shape [5], expected [3], [3, 1] or []"),
     ("int8_mm", {"dtype": torch.float64}, "dtype has a dtype that is not served"),

@@ -51,6 +51,11 @@ REFUSED = [
         "zero_point has another dtype, expected torch.int32",
     ),
     (
+        "quantize",
+        {"scale": torch.ones(4, 1), "symmetric": False, "zero_point": ZEROS + 256},
+        "zero_point holds 256, expected 0..255",
+    ),
+    (
         "dequantize",
         {"input": torch.ones(4, 6)},
         "input has another dtype, expected torch.int8 or torch.uint8",

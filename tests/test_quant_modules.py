@@ -45,7 +45,9 @@ def test_half_models_keep_float_scales(dtype: torch.dtype):
     model = _model()
     want = model(_x(9))
     quantize_(model)
+    before = copy.deepcopy(model.state_dict())
     model.to(dtype)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model[0].weight_scale.dtype == model[0].bias.dtype == torch.float32
     assert model[0].weight.dtype == torch.int8
     got = model(_x(9, dtype=dtype))
@@ -82,8 +84,60 @@ def test_copies_are_apart():
     model, x = _model(), _x(5)
     quantize_(model)
     other, want = copy.deepcopy(model), model(x)
-    other.load_state_dict({name: torch.zeros_like(t) for name, t in other.state_dict().items()})
-    assert torch.equal(model(x), want) and (other(x) == 0).all()
+    state = other.state_dict()
+    other.load_state_dict(
+        {n: t if n.endswith(("scale", "bias")) else torch.zeros_like(t) for n, t in state.items()}
+    )
+    assert torch.equal(model(x), want) and torch.equal(other(x), other[2][0].bias.expand(5, -1))
+
+
+@torch.no_grad()
+def test_a_weight_that_changes_is_packed_anew():
+    model, x = Int8Linear.from_float(nn.Linear(70, 20)), _x(6)
+    want = model.bias.expand(6, -1)
+    assert not torch.equal(model(x), want)
+    zeros = {**model.state_dict(), "weight": torch.zeros(20, 70, dtype=torch.int8)}
+    assert torch.equal(torch.func.functional_call(model, zeros, x), want)
+    assert not torch.equal(model(x), want)
+    model.weight.zero_()
+    assert torch.equal(model(x), want)
+    model.weight = torch.ones(20, 70, dtype=torch.int8)
+    assert not torch.equal(model(x), want)
+
+
+def test_built_without_memory_first():
+    made = Int8Linear(64, 64, device="meta").to_empty(device="cpu")
+    made.load_state_dict(Int8Linear.from_float(nn.Linear(64, 64)).state_dict())
+    assert made(torch.ones(2, 64)).isfinite().all()
+
+
+def test_saved_without_the_packed_form():
+    file = io.BytesIO()
+    torch.save(Int8Linear.from_float(nn.Linear(512, 512)), file)
+    assert file.tell() < 300_000
+    file.seek(0)
+    assert torch.load(file, weights_only=False)(torch.ones(1, 512)).shape == (1, 512)
+
+
+@torch.no_grad()
+def test_torchs_transformer_still_runs():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    quantize_(model)
+    assert model(torch.randn(3, 5, 16)).shape == (3, 5, 16)
+
+
+def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    model, calls = _model(), []
+
+    def fails(layer: nn.Linear, config: object) -> None:
+        calls.append(layer)
+        if len(calls) == 2:
+            raise RuntimeError("no more")
+
+    monkeypatch.setattr(Int8Linear, "from_float", fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        quantize_(model)
+    assert type(model[0]) is nn.Linear and type(model[2][0]) is nn.Linear
 
 
 @each_config
@@ -92,7 +146,19 @@ def test_compiles_to_the_same_bits(config: Int8DynamicConfig):
     torch._dynamo.reset()
     model, x = _model(), _x(5)
     quantize_(model, config)
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), model(x))
+    other = nn.Sequential(nn.Linear(70, 130), nn.ReLU(), nn.Sequential(nn.Linear(130, 33)))
+    quantize_(other, config)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(compiled(x), other(x))
+
+
+def test_a_weight_that_cannot_be_is_refused_as_others_are():
+    layer = Int8Linear.from_float(nn.Linear(4, 4))
+    bad = layer.state_dict() | {"weight": torch.full((4, 4), -128, dtype=torch.int8)}
+    with pytest.raises(RuntimeError, match="weight: int8_pack: weight holds -128"):
+        layer.load_state_dict(bad)
 
 
 def test_only_linears_that_are_asked_for():

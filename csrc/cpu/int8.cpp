@@ -240,7 +240,7 @@ static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* row
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
       const Vector<float> v = __builtin_convertvector(whole - outputs.sums[k] * rows[r].zero, Vector<float>);
       store_wide<float>(real + k * kLanes<float>,
-                        gated<gate>(v * rows[r].scale * outputs.scale[k] + outputs.bias[k]));
+                        gated<gate>(v * outputs.scale[k] * rows[r].scale + outputs.bias[k]));
     }
     S* y = static_cast<S*>(call.y) + (first + r) * call.shape.n + from;
     if (n == kPanel)

@@ -9,9 +9,10 @@
 
 namespace onepass {
 
-constexpr int64_t kDepth = 1024;            // k at a time: 16 KB of a panel, which stay in the first cache
-constexpr int64_t kRowsBytes = 256 * 1024;  // of rows of x at a time: they stay in the second
-constexpr int64_t kMostRows = 192;          // at a time, whose sums stay in the first
+constexpr int64_t kDepth = 1024;             // k at a time: 16 KB of a panel, which stay in the first cache
+constexpr int64_t kRowsBytes = 256 * 1024;   // of rows of x at a time: they stay in the second
+constexpr int64_t kMostRows = 192;           // at a time, whose sums stay in the first
+constexpr int64_t kScratchBytes = 64 << 20;  // of rows of x in tiles, which are kept from call to call
 constexpr int64_t kProductsPerThread = 1 << 20;
 
 static const Int8Kernels& kernels() { return *current_isa().int8; }
@@ -119,7 +120,7 @@ static int64_t threads_for(const Int8Call& call) {
   return wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
 }
 
-void int8_mm(const Int8Call& call) {
+static void some_rows(const Int8Call& call) {
   const int64_t panels = call.shape.panels();
   if (call.m == 0 || panels == 0) return;
   const Int8Form& form = *kernels().form(call.x_is_real ? call.bits : 8);
@@ -142,14 +143,31 @@ void int8_mm(const Int8Call& call) {
   });
 }
 
+void int8_mm(const Int8Call& call) {
+  const int64_t step = std::max<int64_t>(kMostRows, kScratchBytes / std::max<int64_t>(1, 8 * call.shape.k));
+  for (int64_t first = 0; first < call.m; first += step) {
+    Int8Call some = call;
+    some.m = std::min(step, call.m - first);
+    const int64_t x_bytes = call.x_is_real ? size_of(call.x_dtype) : 1;
+    some.x = static_cast<const char*>(call.x) + first * call.shape.k * x_bytes;
+    some.y = static_cast<char*>(call.y) + first * call.shape.n * (call.raw ? 4 : size_of(call.y_dtype));
+    if (call.x_scale) some.x_scale += first;
+    if (call.x_zero) some.x_zero += first;
+    some_rows(some);
+  }
+}
+
 int64_t int8_probe(int64_t times) {
   const Int8Form& form = *kernels().form(8);
   const int64_t fours = kDepth / kFour;
   const std::vector<uint8_t> tile(static_cast<size_t>(form.rows * fours * form.bytes), 1);
   const std::vector<int8_t> panel(static_cast<size_t>(fours * kStep), 1);
-  alignas(64) int32_t sums[64 * kPanel] = {};
-  for (int64_t i = 0; i < times; ++i)
-    kernels().multiply(tile.data(), form.rows, form, panel.data(), fours, sums);
+  const int64_t threads = torch::stable::get_num_threads();
+  in_parallel(threads, [&](int64_t k) {
+    alignas(64) int32_t sums[64 * kPanel] = {};
+    for (int64_t i = times * k / threads; i < times * (k + 1) / threads; ++i)
+      kernels().multiply(tile.data(), form.rows, form, panel.data(), fours, sums);
+  });
   return times * form.rows * kPanel * kDepth;
 }
 

@@ -30,15 +30,16 @@ def packed_shape(op, name: str, t: Tensor) -> tuple[int, int]:
     """[n, k] of a packed weight, as its memory says."""
     checks.check_storage(f"{op.name}: {name}", t)
     header = [0] * 4
-    if t.dim() == 1 and t.shape[0] >= HEADER and t.is_contiguous():
-        header = t[:32].view(torch.int64).tolist()
+    if t.dim() == 1 and t.shape[0] >= HEADER and t.is_contiguous() and t.data_ptr() % 8 == 0:
+        header = t[:32].clone().view(torch.int64).tolist()
     magic, version, n, k = header
     if magic != MAGIC:
         _fail(op, f"{name} is no packed weight, as int8_pack makes it")
     if version != VERSION:
         _fail(op, f"{name} was packed as version {version}, expected {VERSION}: pack it again")
-    if packed_bytes(n, k) != t.shape[0]:
-        _fail(op, f"{name} has {t.shape[0]} bytes, expected {packed_bytes(n, k)} of a packed [{n}, {k}]")
+    sound = 0 <= n <= t.shape[0] and 0 <= k <= MAX_DEPTH
+    if not sound or packed_bytes(n, k) != t.shape[0]:
+        _fail(op, f"{name} has {t.shape[0]} bytes, which is no packed [{n}, {k}]")
     return n, k
 
 
@@ -49,7 +50,9 @@ def outputs(op, weight: Tensor, *vectors: Tensor | None) -> int:
     for t in vectors:
         if t is not None and t.dim() > 0:
             return t.shape[0]
-    _fail(op, "the number of outputs of a packed weight is not in its shape: give weight_scale as [n]")
+    _fail(
+        op, "the number of outputs of a packed weight is not in its shape: give weight_scale or bias as [n]"
+    )
     raise AssertionError
 
 
@@ -74,9 +77,7 @@ def _weight(op, weight: Tensor, input: Tensor, values: bool, *vectors: Tensor | 
     if weight.dtype == torch.uint8 and not values:
         n, k = outputs(op, weight, *vectors), input.shape[-1]
         if packed_bytes(n, k) != weight.numel():
-            _fail(
-                op, f"weight has {weight.numel()} bytes, expected {packed_bytes(n, k)} of a packed [{n}, {k}]"
-            )
+            _fail(op, f"weight has {weight.numel()} bytes, which is no packed [{n}, {k}]")
     elif weight.dtype == torch.uint8:
         n, k = packed_shape(op, "weight", weight)
     else:
@@ -128,9 +129,18 @@ def int8_pack(op, weight: Tensor, *, values: bool) -> None:
 def int8_unpack(op, packed: Tensor, n: int, k: int, *, values: bool) -> None:
     """n, k: for those who cannot read them in the memory of a packed weight."""
     if n < 0 or k < 0 or packed.numel() != packed_bytes(n, k):
-        _fail(op, f"packed has {packed.numel()} bytes, expected {packed_bytes(n, k)} of a packed [{n}, {k}]")
+        _fail(op, f"packed has {packed.numel()} bytes, which is no packed [{n}, {k}]")
     if values and packed_shape(op, "packed", packed) != (n, k):
         _fail(op, f"packed holds another weight than [{n}, {k}]")
+
+
+def _zeros_fit(op, input: Tensor, zero_point: Tensor) -> None:
+    """Do sums of (input - zero_point) * weight fit?"""
+    low = -128 if input.dtype == torch.int8 else 0
+    zero = zero_point.flatten().long()
+    reach = torch.maximum((low - zero).abs(), (low + 255 - zero).abs())
+    for odd in zero[127 * input.shape[-1] * reach >= 2**31].tolist():
+        _fail(op, f"input_zero_point holds {odd}, which sums of {input.shape[-1]} products have no room for")
 
 
 def int8_mm(
@@ -158,6 +168,8 @@ def int8_mm(
     if input_zero_point is not None and input_zero_point.numel() > 0:
         _vector(op, "input_zero_point", input_zero_point, torch.int32, rows, input, values)
     _rest(op, input, n, weight_scale, bias, act, values)
+    if values and input_zero_point is not None and input_zero_point.device.type == "cpu":
+        _zeros_fit(op, input, input_zero_point)
     if dtype not in (None, torch.int32):
         _real(op, "dtype", dtype)
 

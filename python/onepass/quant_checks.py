@@ -82,6 +82,11 @@ def quantize(
         _fail(op, "scale with symmetric=False needs zero_point")
     _of_groups(op, "scale", scale, torch.float32, input, group_size, values)
     _of_groups(op, "zero_point", zero_point, torch.int32, input, group_size, values)
+    if values and zero_point is not None and zero_point.device.type == "cpu":  # elsewhere that would wait
+        for zero in zero_point.flatten()[
+            (zero_point < 0).flatten() | (zero_point >= 2**bits).flatten()
+        ].tolist():
+            _fail(op, f"zero_point holds {zero}, expected 0..{2**bits - 1}")
 
 
 def dequantize(

@@ -25,7 +25,7 @@ class Int8Linear(nn.Module):
 
     state_dict: `weight` (int8 [out_features, in_features]), `weight_scale` (float32 [out_features]), `bias`
     (float32 [out_features]). On the CPU a packed copy of the weight, as the kernels read it, is kept beside:
-    one byte more a weight, made anew whenever the weight is loaded or moved, and never saved.
+    one byte more a weight, made by the first call behind a change of the weight, and never saved.
 
     Shapes: [..., in_features] to [..., out_features], float32, bfloat16 or float16, the output as the input.
     Passes over memory: the input is read twice (the second time from the cache), weights once for each block
@@ -55,7 +55,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", torch.ones(out_features, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
-        self._pack()
+        self._packed: Tensor | None = None
+        self._packed_of: tuple[Tensor, int] | None = None
 
     @classmethod
     def from_float(
@@ -76,7 +77,7 @@ class Int8Linear(nn.Module):
         made.weight_scale.copy_(scale.view(-1))
         if made.bias is not None:
             made.bias.copy_(linear.bias.detach())
-        made._pack()
+        made._readable()
         return made.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Int8Linear(nn.Module):
             raise RuntimeError(
                 "Int8Linear is for inference: it has no gradient; call it under torch.no_grad()"
             )
-        weight = self.weight if self._packed is None else self._packed
+        weight = self._readable()
         return _OPS.int8_linear(
             input,
             weight,
@@ -102,19 +103,44 @@ class Int8Linear(nn.Module):
         return f"{sizes}, bias={self.bias is not None}{act}, {self.config}"
 
     # --- packing ------------------------------------------------------------------------------------------
-    def _pack(self) -> None:
-        """For the machine at hand; nothing where other kernels read the plain weight."""
-        packs = self.weight.device.type == "cpu" and backends.compiled()
-        self._packed = _OPS.int8_pack(self.weight) if packs else None
+    def _readable(self) -> Tensor:
+        """The weight as the kernels of its device read it: on the CPU packed, once for each change."""
+        if self.weight.device.type != "cpu" or not backends.compiled():
+            return self.weight
+        if torch.compiler.is_compiling():  # into the graph goes what is there: packed by a call before
+            return self._packed if self._is_packed() else self.weight
+        if not self._is_packed():
+            self._packed = _OPS.int8_pack(self.weight)
+            self._packed_of = (self.weight, self._changes())
+        return self._packed
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._pack()
+    def _changes(self) -> int:
+        """Grows with each change in place; tensors of inference mode do not tell."""
+        return 0 if self.weight.is_inference() else self.weight._version
+
+    @torch.compiler.assume_constant_result
+    def _is_packed(self) -> bool:
+        of = self._packed_of
+        return of is not None and of[0] is self.weight and of[1] == self._changes()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """A layer that was packed is packed anew at once: a compiled model may read it next."""
+        super()._load_from_state_dict(*args)
+        if self._packed is not None:
+            try:
+                self._readable()
+            except RuntimeError as refused:
+                args[-1].append(f"{args[1]}weight: {refused}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_packed": None, "_packed_of": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
-        """Scales and bias stay float32, whatever dtype the model is turned to."""
-        super()._apply(fn, recurse)
-        self.weight_scale = self.weight_scale.float()
-        self.bias = None if self.bias is None else self.bias.float()
-        self._pack()
+        """Scales and bias stay what they are, in float32, whatever dtype the model is turned to."""
+
+        def kept(t: Tensor) -> Tensor:
+            made = fn(t)
+            return made if made.dtype == t.dtype else t.to(made.device)
+
+        super()._apply(kept, recurse)
         return self

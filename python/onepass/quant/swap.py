@@ -20,18 +20,24 @@ def quantize_(
         config: how activations are quantized; Int8DynamicConfig() if not given.
         filter_fn: called with a layer and its name in the model; False leaves the layer as it is.
 
-    Subclasses of Linear stay as they are: they may compute something else.
+    Subclasses of Linear stay as they are: they may compute something else. So do the layers of torch's
+    TransformerEncoderLayer, which hands their weights to a kernel of its own.
 
     Raises:
         ValueError: the model itself is a Linear, which has no place to be swapped in.
     """
     if type(model) is nn.Linear:
         raise ValueError("quantize_: the model is a Linear itself: use Int8Linear.from_float")
-    swapped: dict[int, Int8Linear] = {}
-    for path, parent in list(model.named_modules()):
-        for name, layer in list(parent._modules.items()):  # named_children leaves out who comes again
+    made: dict[int, Int8Linear] = {}
+    places = []  # all are made before the first is swapped in: a failure leaves the model as it was
+    for path, parent in model.named_modules():
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            continue
+        for name, layer in parent._modules.items():  # named_children leaves out who comes again
             full = f"{path}.{name}" if path else name
             if type(layer) is nn.Linear and (filter_fn is None or filter_fn(layer, full)):
-                if id(layer) not in swapped:
-                    swapped[id(layer)] = Int8Linear.from_float(layer, config)
-                setattr(parent, name, swapped[id(layer)])
+                if id(layer) not in made:
+                    made[id(layer)] = Int8Linear.from_float(layer, config)
+                places.append((parent, name, made[id(layer)]))
+    for parent, name, new in places:
+        setattr(parent, name, new)

@@ -26,7 +26,7 @@ def _in_groups(t: Tensor, group_size: int) -> Tensor:
         return t.reshape(1, -1)
     rows = t.reshape(-1, 1) if t.dim() == 0 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
     groups = _scale_shape(t.shape, group_size)[-1]
-    size = rows.shape[1] if group_size == -1 else group_size
+    size = rows.shape[1] if group_size == -1 else min(group_size, max(1, rows.shape[1]))
     filled = torch.nn.functional.pad(rows, (0, groups * size - rows.shape[1]))
     return filled.reshape(rows.shape[0] * groups, size)
 

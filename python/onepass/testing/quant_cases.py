@@ -42,7 +42,7 @@ def quantize(
         kept = scale_shape(input.shape, group_size)
         call["scale"] = (torch.rand(kept, generator=rng) * given_scale + given_scale / 2).to(device)
         if not symmetric:
-            call["zero_point"] = torch.randint(0, 256, kept, generator=rng, dtype=torch.int32).to(device)
+            call["zero_point"] = torch.randint(0, 2**bits, kept, generator=rng, dtype=torch.int32).to(device)
     return {**call, "group_size": group_size, "symmetric": symmetric, "bits": bits}
 
 
@@ -80,6 +80,7 @@ _COMMON: dict[str, Settings] = {
     "plain": {},
     "tensor": {"group_size": 0},
     "groups": {"group_size": 16},
+    "groups_beyond_a_row": {"group_size": 2**40},
     "groups_even": {"group_size": 8, "shape": (3, 4, 64)},
     "unsigned": _UNSIGNED,
     "unsigned_tensor": {"group_size": 0, **_UNSIGNED},
