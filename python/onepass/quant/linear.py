@@ -107,12 +107,14 @@ class Int8Linear(nn.Module):
         """The weight as the kernels of its device read it: on the CPU packed, once for each change."""
         if self.weight.device.type != "cpu" or not backends.compiled():
             return self.weight
-        if torch.compiler.is_compiling():  # into the graph goes what is there: packed by a call before
-            return self._packed if self._is_packed() else self.weight
-        if not self._is_packed():
+        fresh = self._packed is not None and self._is_packed()
+        if (
+            not fresh and not torch.compiler.is_compiling()
+        ):  # in a graph what is there: packed by a call before
             self._packed = _OPS.int8_pack(self.weight)
             self._packed_of = (self.weight, self._changes())
-        return self._packed
+            fresh = True
+        return self._packed if fresh and self._packed is not None else self.weight
 
     def _changes(self) -> int:
         """Grows with each change in place; tensors of inference mode do not tell."""
