@@ -120,10 +120,12 @@ class Int8Linear(nn.Module):
         """Grows with each change in place; tensors of inference mode do not tell."""
         return 0 if self.weight.is_inference() else self.weight._version
 
-    @torch.compiler.assume_constant_result
     def _is_packed(self) -> bool:
         of = self._packed_of
         return of is not None and of[0] is self.weight and of[1] == self._changes()
+
+    # What torch.compiler.assume_constant_result does, which imports all of torch._dynamo first.
+    _is_packed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """A layer that was packed is packed anew at once: a compiled model may read it next."""
