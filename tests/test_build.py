@@ -32,5 +32,6 @@ def test_kernel_objects_share_no_function(isa):
     shared = []
     for path in objects:
         symbols = subprocess.run([*nm, path], capture_output=True, text=True, check=True).stdout
+        assert f"onepass::{isa}::" in symbols
         shared += [line for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
     assert shared and all(f"onepass::{isa}::" in line for line in shared)

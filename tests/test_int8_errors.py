@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from onepass.backends import check
 from onepass.testing import variants
+from quant_helpers import refused
 
 OPS = torch.ops.onepass
 VARIANTS = [v for v in variants("cpu") if v.backend != "triton"]
@@ -93,13 +93,7 @@ REFUSED = [
 @each_variant
 @pytest.mark.parametrize("op, changes, message", REFUSED, ids=lambda v: v if isinstance(v, str) else "")
 def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str):
-    arguments = _call(op, **changes)
-    with variant.use(), pytest.raises(RuntimeError) as raised:
-        getattr(OPS, op)(**arguments)
-    with pytest.raises(RuntimeError) as checked:
-        check(op, **arguments)
-    first = str(raised.value).partition("\n")[0]
-    assert first.endswith(str(checked.value)) and f"{op}: {message}" in first
+    refused(variant, op, _call(op, **changes), message)
 
 
 @each_variant

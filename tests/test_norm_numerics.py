@@ -91,6 +91,17 @@ def test_mean_far_from_zero(variant, layout: str, offset: float):
 
 @each_variant
 @each_layout
+@pytest.mark.parametrize("offset", (0.0, 1e2, 1e4))
+def test_running_mean_far_from_zero(variant, layout: str, offset: float):
+    x = _images((8, 6, 40, 40), mean=offset, std=3.0).float().contiguous(memory_format=LAYOUTS[layout])
+    mean = torch.zeros(6)
+    with variant.use():
+        _ours(x, mean, torch.zeros(6))
+    assert ((mean.double() - x.double().mean((0, 2, 3))).abs()).max() <= 1e-7 * (1 + offset)
+
+
+@each_variant
+@each_layout
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_output_is_rounded_once(variant, layout: str, dtype: torch.dtype):
     """Within a unit in the last place of the exact result wherever that exceeds 1e-3."""

@@ -3,8 +3,8 @@ reference, Triton and fake tensors have."""
 
 import pytest
 import torch
-from onepass.backends import check
 from onepass.testing import variants
+from quant_helpers import refused
 
 OPS = torch.ops.onepass
 each_variant = pytest.mark.parametrize("variant", variants("cpu"), ids=str)
@@ -74,13 +74,7 @@ REFUSED = [
 @each_variant
 @pytest.mark.parametrize("op, changes, message", REFUSED, ids=lambda v: v if isinstance(v, str) else "")
 def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str):
-    arguments = _call(op, **changes)
-    with variant.use(), pytest.raises(RuntimeError) as raised:
-        getattr(OPS, op)(**arguments)
-    with pytest.raises(RuntimeError) as checked:
-        check(op, **arguments)
-    first = str(raised.value).partition("\n")[0]
-    assert first.endswith(str(checked.value)) and f"{op}: {message}" in first
+    refused(variant, op, _call(op, **changes), message)
 
 
 @each_variant
