@@ -4,8 +4,10 @@
 // registers over all fours it is given. `finish` reads 16 sums and writes 16 outputs.
 //
 // Every form is exact. AVX2's product of unsigned and signed bytes adds two of them in 16 bits, which hold
-// 2 * 128 * 127: so it is given |x| and the weight with the sign of x; or, of 7 bits, x + 64, which is below
-// 128. VNNI adds four in 32 bits: it is given x + 128.
+// 2 * 128 * 127: so it is given |x| and the weight, all of its bits turned round where x is negative. That is
+// -w - 1, by an instruction that every port has, where the one for -w has to wait for the multiplier's; what
+// it lacks, |x| for each negative x, is the same for all outputs, and the sums start with it. Of 7 bits it is
+// given x + 64, which is below 128. VNNI adds four in 32 bits: it is given x + 128.
 #include "int8_kernels.h"
 
 #include "../rules/norm.h"
@@ -14,7 +16,7 @@
 namespace onepass::ONEPASS_ISA {
 
 // --- rows of x --------------------------------------------------------------------------------------------
-constexpr Int8Form kPlain{4, 4, 0}, kSigned{4, 8, 0}, kSevenBits{6, 4, 64}, kShifted{12, 4, 128};
+constexpr Int8Form kPlain{4, 4, 0, 0}, kSigned{5, 8, 0, 1}, kSevenBits{6, 4, 64, 1}, kShifted{12, 4, 128, 3};
 
 #if defined(__AVX512F__)
 static bool has_vnni() {
@@ -34,129 +36,176 @@ static const Int8Form* form([[maybe_unused]] int32_t bits) {
 #endif
 }
 
-// Four bytes, each plus the same number, without a carry from one to the next.
-ONEPASS_INLINE uint32_t plus(uint32_t four, uint32_t number) {
-  constexpr uint32_t kEach = 0x01010101, kSigns = 0x80808080;
-  return ((four & ~kSigns) + (number & 0x7f) * kEach) ^ ((four ^ number * kEach) & kSigns);
-}
-// Their sizes: 128 of -128.
-ONEPASS_INLINE uint32_t sizes_of(uint32_t four) {
-  const uint32_t signs = (four >> 7) & 0x01010101, ones = signs * 0xff;
-  return plus(four ^ ones, 0) + signs;
-}
-template <bool kSizes>
-ONEPASS_INLINE void place_as(const int8_t* x, int64_t k, uint32_t offset, int64_t apart, uint8_t* to) {
-  for (int64_t i = 0; i < k; i += kFour, to += apart) {
-    uint32_t four = 0;
-    if (i + kFour <= k)
-      std::memcpy(&four, x + i, kFour);
-    else
-      std::memcpy(&four, x + i, static_cast<size_t>(k - i));
-    const uint32_t first = kSizes ? sizes_of(four) : plus(four, offset);
-    std::memcpy(to, &first, kFour);
-    if (kSizes) std::memcpy(to + kFour, &four, kFour);
-  }
-}
-static void place(const int8_t* x, int64_t k, const Int8Form& form, int32_t rows, int32_t r, uint8_t* to) {
-  const int64_t apart = static_cast<int64_t>(rows) * form.bytes;
-  to += static_cast<int64_t>(r) * form.bytes;
-  if (form.bytes == 8)
-    place_as<true>(x, k, 0, apart, to);
-  else
-    place_as<false>(x, k, static_cast<uint32_t>(form.offset), apart, to);
-}
-
-// --- products ---------------------------------------------------------------------------------------------
+// What one row becomes in a tile. A block of x is 32 numbers, eight fours, which go to eight places.
 #if defined(__AVX2__)
-ONEPASS_INLINE __m256i all_of(const uint8_t* four) {
-  int32_t bits;
-  std::memcpy(&bits, four, sizeof bits);
-  return _mm256_set1_epi32(bits);
+constexpr int64_t kBlock = 32;
+static __m256i block_at(const int8_t* x, int64_t some) {
+  if (some >= kBlock) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  alignas(kBlock) int8_t padded[kBlock] = {};
+  std::memcpy(padded, x, static_cast<size_t>(some));
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(padded));
 }
-template <int kRows, bool kSigns>
-static void multiply_avx2(const uint8_t* tile, const int8_t* panel, int64_t fours, int32_t* c) {
-  __m256i sums[kRows][2];
-  for (int r = 0; r < kRows; ++r)
-    for (int h = 0; h < 2; ++h)
-      sums[r][h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(c + r * kPanel + h * 8));
-  const __m256i ones = _mm256_set1_epi16(1);
-  constexpr int kBytes = kSigns ? 8 : 4;
-  for (int64_t k = 0; k < fours; ++k, panel += kStep, tile += kRows * kBytes) {
-    const __m256i w[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)),
-                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32))};
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m256i x = all_of(tile + r * kBytes);
-      for (int h = 0; h < 2; ++h) {
-        __m256i by = w[h];
-        if constexpr (kSigns) by = _mm256_sign_epi8(by, all_of(tile + r * kBytes + 4));
-        sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(_mm256_maddubs_epi16(x, by), ones));
-      }
+ONEPASS_INLINE void scatter(__m256i block, int64_t fours, int64_t apart, uint8_t* to) {
+  alignas(kBlock) uint8_t bytes[kBlock];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(bytes), block);
+  for (int64_t four = 0; four < fours; ++four) std::memcpy(to + four * apart, bytes + four * kFour, kFour);
+}
+template <bool kSigns>
+static int32_t place_as(const int8_t* x, int64_t k, int32_t offset, int64_t apart, uint8_t* to) {
+  const __m256i zero = _mm256_setzero_si256(), more = _mm256_set1_epi8(static_cast<int8_t>(offset));
+  __m256i lacking = zero;
+  for (int64_t i = 0; i < k; i += kBlock, to += kBlock / kFour * apart) {
+    const int64_t fours = std::min(kBlock / kFour, (k - i + kFour - 1) / kFour);
+    const __m256i v = block_at(x + i, k - i);
+    if constexpr (kSigns) {
+      const __m256i size = _mm256_abs_epi8(v), negative = _mm256_cmpgt_epi8(zero, v);
+      lacking = _mm256_add_epi64(lacking, _mm256_sad_epu8(_mm256_and_si256(size, negative), zero));
+      scatter(size, fours, apart, to);
+      scatter(negative, fours, apart, to + kFour);
+    } else {
+      scatter(_mm256_add_epi8(v, more), fours, apart, to);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int h = 0; h < 2; ++h)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * kPanel + h * 8), sums[r][h]);
+  int64_t sums[4];
+  std::memcpy(sums, &lacking, sizeof sums);
+  return static_cast<int32_t>(sums[0] + sums[1] + sums[2] + sums[3]);
+}
+static int32_t place(const int8_t* x, int64_t k, const Int8Form& form, int32_t rows, int32_t r, uint8_t* to) {
+  const int64_t apart = static_cast<int64_t>(rows) * form.bytes;
+  to += static_cast<int64_t>(r) * form.bytes;
+  if (form.bytes == 8) return place_as<true>(x, k, 0, apart, to);
+  return place_as<false>(x, k, form.offset, apart, to);
+}
+#else
+static int32_t place(const int8_t* x, int64_t k, const Int8Form&, int32_t rows, int32_t r, uint8_t* to) {
+  to += r * kFour;
+  for (int64_t i = 0; i < k; i += kFour, to += rows * kFour) {
+    std::memset(to, 0, kFour);
+    std::memcpy(to, x + i, static_cast<size_t>(std::min(kFour, k - i)));
+  }
+  return 0;
 }
 #endif
+
+// --- products ---------------------------------------------------------------------------------------------
+ONEPASS_INLINE int32_t four_at(const void* bytes) {
+  int32_t four;
+  std::memcpy(&four, bytes, sizeof four);
+  return four;
+}
+
+// The sums of one row for the outputs of a panel. kBytes: of a four of the row.
+#if defined(__AVX2__)
+template <bool kSigns>
+struct RowSums256 {
+  struct Weights {
+    __m256i low, high;
+  };
+  static constexpr int kBytes = kSigns ? 8 : 4;
+  __m256i low, high;
+
+  static ONEPASS_INLINE __m256i load256(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static ONEPASS_INLINE Weights weights(const int8_t* step) { return {load256(step), load256(step + 32)}; }
+  ONEPASS_INLINE void load(const int32_t* c) { low = load256(c), high = load256(c + 8); }
+  ONEPASS_INLINE void store(int32_t* c) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(c), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + 8), high);
+  }
+  ONEPASS_INLINE void add_products(const uint8_t* fours, const Weights& w) {
+    const __m256i x = _mm256_set1_epi32(four_at(fours));
+    if constexpr (kSigns) {
+      const __m256i negative = _mm256_set1_epi32(four_at(fours + kFour));
+      low = plus_products(low, x, _mm256_xor_si256(w.low, negative));
+      high = plus_products(high, x, _mm256_xor_si256(w.high, negative));
+    } else {
+      low = plus_products(low, x, w.low);
+      high = plus_products(high, x, w.high);
+    }
+  }
+
+ private:
+  static ONEPASS_INLINE __m256i plus_products(__m256i sum, __m256i x, __m256i w) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+  }
+};
+#endif
 #if defined(__AVX512F__)
-// The sums of so many rows. Members, not an array: gcc 12 would keep that in memory.
-template <int kRows>
-struct Sums {
-  Sums<kRows - 1> others;
-  __m512i last;
+struct RowSums512 {
+  using Weights = __m512i;
+  static constexpr int kBytes = 4;
+  __m512i all;
+
+  static ONEPASS_INLINE Weights weights(const int8_t* step) { return _mm512_loadu_si512(step); }
+  ONEPASS_INLINE void load(const int32_t* c) { all = _mm512_loadu_si512(c); }
+  ONEPASS_INLINE void store(int32_t* c) const { _mm512_storeu_si512(c, all); }
+  // The instruction by its name: its function would need all of this file to be for processors that have it.
+  ONEPASS_INLINE void add_products(const uint8_t* fours, const Weights& w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(all) : "v"(_mm512_set1_epi32(four_at(fours))), "v"(w));
+  }
+};
+#endif
+#if defined(__AVX2__)
+// The sums of so many rows for a panel, and those of so many panels. Members, not arrays: gcc 12 would keep
+// them in memory.
+template <class Row, int kRows>
+struct PanelSums {
+  PanelSums<Row, kRows - 1> others;
+  Row last;
 
   ONEPASS_INLINE void load(const int32_t* c) {
     others.load(c);
-    last = _mm512_loadu_si512(c + (kRows - 1) * kPanel);
+    last.load(c + (kRows - 1) * kPanel);
   }
-  // The instruction by its name: its function would need all of this file to be for processors that have it.
-  ONEPASS_INLINE void add_products(const uint8_t* fours, __m512i w) {
+  ONEPASS_INLINE void add_products(const uint8_t* fours, const typename Row::Weights& w) {
     others.add_products(fours, w);
-    int32_t four;
-    std::memcpy(&four, fours + (kRows - 1) * kFour, sizeof four);
-    asm("vpdpbusd %2, %1, %0" : "+v"(last) : "v"(_mm512_set1_epi32(four)), "v"(w));
-  }
-  ONEPASS_INLINE void add(const Sums& more) {
-    others.add(more.others);
-    last = _mm512_add_epi32(last, more.last);
+    last.add_products(fours + (kRows - 1) * Row::kBytes, w);
   }
   ONEPASS_INLINE void store(int32_t* c) const {
     others.store(c);
-    _mm512_storeu_si512(c + (kRows - 1) * kPanel, last);
+    last.store(c + (kRows - 1) * kPanel);
   }
 };
-template <>
-struct Sums<0> {
+template <class Row>
+struct PanelSums<Row, 0> {
   ONEPASS_INLINE void load(const int32_t*) {}
-  ONEPASS_INLINE void add_products(const uint8_t*, __m512i) {}
-  ONEPASS_INLINE void add(const Sums&) {}
+  ONEPASS_INLINE void add_products(const uint8_t*, const typename Row::Weights&) {}
+  ONEPASS_INLINE void store(int32_t*) const {}
+};
+template <class Row, int kRows, int kPanels>
+struct Sums {
+  Sums<Row, kRows, kPanels - 1> others;
+  PanelSums<Row, kRows> last;
+
+  ONEPASS_INLINE void load(const int32_t* c) {
+    others.load(c);
+    last.load(c + (kPanels - 1) * kRows * kPanel);
+  }
+  ONEPASS_INLINE void add_products(const uint8_t* fours, const int8_t* step, int64_t apart) {
+    others.add_products(fours, step, apart);
+    last.add_products(fours, Row::weights(step + (kPanels - 1) * apart));
+  }
+  ONEPASS_INLINE void store(int32_t* c) const {
+    others.store(c);
+    last.store(c + (kPanels - 1) * kRows * kPanel);
+  }
+};
+template <class Row, int kRows>
+struct Sums<Row, kRows, 0> {
+  ONEPASS_INLINE void load(const int32_t*) {}
+  ONEPASS_INLINE void add_products(const uint8_t*, const int8_t*, int64_t) {}
   ONEPASS_INLINE void store(int32_t*) const {}
 };
 
-template <int kRows>
-static void multiply_vnni(const uint8_t* tile, const int8_t* panel, int64_t fours, int32_t* c) {
-  constexpr int kBytes = kRows * kFour;
-  Sums<kRows> sums;
+// A function of its own: side by side with others gcc 12 copies the sums around their products.
+template <class Row, int kRows, int kPanels>
+[[gnu::noinline]] static void multiply_as(const uint8_t* tile, const int8_t* panels, int64_t apart,
+                                          int64_t fours, int32_t* c) {
+  Sums<Row, kRows, kPanels> sums;
   sums.load(c);
-  int64_t k = 0;
-  if constexpr (kRows <= 3) {  // several for each row, so that none waits for the product before
-    static constexpr int32_t zeros[3 * kPanel] = {};
-    Sums<kRows> second, third, fourth;
-    second.load(zeros);
-    third.load(zeros);
-    fourth.load(zeros);
-    for (; k + 4 <= fours; k += 4, tile += 4 * kBytes, panel += 4 * kStep) {
-      sums.add_products(tile, _mm512_loadu_si512(panel));
-      second.add_products(tile + kBytes, _mm512_loadu_si512(panel + kStep));
-      third.add_products(tile + 2 * kBytes, _mm512_loadu_si512(panel + 2 * kStep));
-      fourth.add_products(tile + 3 * kBytes, _mm512_loadu_si512(panel + 3 * kStep));
-    }
-    third.add(fourth);
-    sums.add(second);
-    sums.add(third);
-  }
-  for (; k < fours; ++k, tile += kBytes, panel += kStep) sums.add_products(tile, _mm512_loadu_si512(panel));
+  for (int64_t k = 0; k < fours; ++k, tile += kRows * Row::kBytes, panels += kStep)
+    sums.add_products(tile, panels, apart);
   sums.store(c);
 }
 #endif
@@ -183,21 +232,30 @@ ONEPASS_INLINE void with_rows(int32_t rows, const Body& body) {
   body(std::integral_constant<int, kMost>{});
 }
 
+// Of one panel, or for few rows of several.
+template <class Row, const Int8Form& form>
+ONEPASS_INLINE void multiply_rows(const uint8_t* tile, int32_t rows, const int8_t* panels, int64_t apart,
+                                  int64_t count, int64_t fours, int32_t* c) {
+  if (count == kPanelsAtOnce)
+    return with_rows<form.few>(
+        rows, [&](auto n) { multiply_as<Row, n.value, kPanelsAtOnce>(tile, panels, apart, fours, c); });
+  with_rows<form.rows>(rows, [&](auto n) { multiply_as<Row, n.value, 1>(tile, panels, apart, fours, c); });
+}
+
 static void multiply(const uint8_t* tile, int32_t rows, [[maybe_unused]] const Int8Form& form,
-                     const int8_t* panel, int64_t fours, int32_t* c) {
+                     const int8_t* panels, [[maybe_unused]] int64_t apart, [[maybe_unused]] int64_t count,
+                     int64_t fours, int32_t* c) {
 #if defined(__AVX512F__)
   if (&form == &kShifted)
-    return with_rows<kShifted.rows>(rows, [&](auto n) { multiply_vnni<n.value>(tile, panel, fours, c); });
+    return multiply_rows<RowSums512, kShifted>(tile, rows, panels, apart, count, fours, c);
 #endif
 #if defined(__AVX2__)
   if (&form == &kSevenBits)
-    return with_rows<kSevenBits.rows>(rows,
-                                      [&](auto n) { multiply_avx2<n.value, false>(tile, panel, fours, c); });
+    return multiply_rows<RowSums256<false>, kSevenBits>(tile, rows, panels, apart, count, fours, c);
   if (&form == &kSigned)
-    return with_rows<kSigned.rows>(rows,
-                                   [&](auto n) { multiply_avx2<n.value, true>(tile, panel, fours, c); });
+    return multiply_rows<RowSums256<true>, kSigned>(tile, rows, panels, apart, count, fours, c);
 #endif
-  multiply_plainly(tile, rows, panel, fours, c);
+  multiply_plainly(tile, rows, panels, fours, c);
 }
 
 // --- behind the product -----------------------------------------------------------------------------------

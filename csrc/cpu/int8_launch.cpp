@@ -12,6 +12,7 @@ namespace onepass {
 constexpr int64_t kDepth = 1024;             // k at a time: 16 KB of a panel, which stay in the first cache
 constexpr int64_t kRowsBytes = 256 * 1024;   // of rows of x at a time: they stay in the second
 constexpr int64_t kMostRows = 192;           // at a time, whose sums stay in the first
+constexpr int64_t kMostFew = 4;              // rows that any form calls few
 constexpr int64_t kScratchBytes = 64 << 20;  // of rows of x in tiles, which are kept from call to call
 constexpr int64_t kProductsPerThread = 1 << 20;
 
@@ -92,55 +93,93 @@ static void fill(const Int8Call& call, const Tiles& tiles, int64_t tile) {
   for (int32_t r = 0; r < tiles.height(tile); ++r) {
     const int64_t i = tiles.begin(tile) + r;
     const WholeRow row = whole_row(call, i, q.data());
-    kernels().place(row.q, call.shape.k, tiles.form, tiles.height(tile), r, tiles.at(tile));
-    tiles.rows[static_cast<size_t>(i)] = {row.scale, row.zero + tiles.form.offset};
+    const int32_t start =
+        kernels().place(row.q, call.shape.k, tiles.form, tiles.height(tile), r, tiles.at(tile));
+    tiles.rows[static_cast<size_t>(i)] = {row.scale, row.zero + tiles.form.offset, start};
   }
 }
 
 // --- products ---------------------------------------------------------------------------------------------
+static const int8_t* panel_at(const Int8Call& call, int64_t p) {
+  return reinterpret_cast<const int8_t*>(call.weight + call.shape.panels_at()) + p * call.shape.panel_bytes();
+}
+static void start(const Tiles& tiles, int64_t from, int64_t rows, int32_t* sums) {
+  for (int64_t r = 0; r < rows; ++r)
+    std::fill_n(sums + r * kPanel, kPanel, tiles.rows[static_cast<size_t>(from + r)].start);
+}
+static void finish(const Int8Call& call, const Tiles& tiles, int64_t from, int64_t rows, int64_t p,
+                   const int32_t* sums) {
+  kernels().finish(call, sums, tiles.rows.data() + from, from, rows, p * kPanel,
+                   std::min(kPanel, call.shape.n - p * kPanel));
+}
+
 // Tiles [first, last) by panel p.
 static void multiply(const Int8Call& call, const Tiles& tiles, int64_t first, int64_t last, int64_t p) {
   alignas(64) int32_t sums[(kMostRows + 16) * kPanel];
-  const int64_t from = tiles.begin(first), fours = tiles.fours;
-  const auto* panel =
-      reinterpret_cast<const int8_t*>(call.weight + call.shape.panels_at()) + p * call.shape.panel_bytes();
-  std::fill_n(sums, (tiles.begin(last) - from) * kPanel, 0);
+  const int64_t from = tiles.begin(first), rows = tiles.begin(last) - from, fours = tiles.fours;
+  start(tiles, from, rows, sums);
   for (int64_t four = 0; four < fours; four += kDepth / kFour) {
     const int64_t some = std::min(kDepth / kFour, fours - four);
     for (int64_t t = first; t < last; ++t)
-      kernels().multiply(tiles.at(t, four), tiles.height(t), tiles.form, panel + four * kStep, some,
-                         sums + (tiles.begin(t) - from) * kPanel);
+      kernels().multiply(tiles.at(t, four), tiles.height(t), tiles.form, panel_at(call, p) + four * kStep, 0,
+                         1, some, sums + (tiles.begin(t) - from) * kPanel);
   }
-  kernels().finish(call, sums, tiles.rows.data() + from, from, tiles.begin(last) - from, p * kPanel,
-                   std::min(kPanel, call.shape.n - p * kPanel));
+  finish(call, tiles, from, rows, p, sums);
+}
+// The one tile of few rows by panels [p, p + count).
+static void multiply_few(const Int8Call& call, const Tiles& tiles, int64_t p, int64_t count) {
+  alignas(64) int32_t sums[kPanelsAtOnce * kMostFew * kPanel];
+  for (int64_t j = 0; j < count; ++j) start(tiles, 0, call.m, sums + j * call.m * kPanel);
+  kernels().multiply(tiles.at(0), tiles.height(0), tiles.form, panel_at(call, p), call.shape.panel_bytes(),
+                     count, tiles.fours, sums);
+  for (int64_t j = 0; j < count; ++j) finish(call, tiles, 0, call.m, p + j, sums + j * call.m * kPanel);
 }
 
 static int64_t threads_for(const Int8Call& call) {
   const int64_t wanted = call.m * call.shape.n * std::max<int64_t>(1, call.shape.k) / kProductsPerThread + 1;
   return wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
 }
-
-static void some_rows(const Int8Call& call) {
-  const int64_t panels = call.shape.panels();
-  if (call.m == 0 || panels == 0) return;
-  const Int8Form& form = *kernels().form(call.x_is_real ? call.bits : 8);
-  const Tiles tiles(form, call.m, call.shape.fours());
-  const int64_t threads = threads_for(call), fillers = std::min(threads, tiles.count);
+static void fill_all(const Int8Call& call, const Tiles& tiles, int64_t threads) {
+  const int64_t fillers = std::min(threads, tiles.count);
   in_parallel(fillers, [&](int64_t k) {
     for (int64_t t = tiles.count * k / fillers; t < tiles.count * (k + 1) / fillers; ++t)
       fill(call, tiles, t);
   });
-  // Blocks of tiles whose rows stay in a cache while all panels pass by; a piece of work is a block by a
-  // panel.
-  const int64_t row_bytes = std::max<int64_t>(1, tiles.fours * form.bytes);
-  const int64_t rows = std::clamp<int64_t>(kRowsBytes / row_bytes, form.rows, kMostRows);
-  const int64_t blocks = (tiles.count + rows / form.rows - 1) / (rows / form.rows);
+}
+// Panels are read once, several side by side.
+static void few_rows(const Int8Call& call, const Tiles& tiles, int64_t threads) {
+  const int64_t panels = call.shape.panels(), groups = (panels + kPanelsAtOnce - 1) / kPanelsAtOnce;
+  in_parallel(threads, [&](int64_t k) {
+    const int64_t end = std::min(panels, groups * (k + 1) / threads * kPanelsAtOnce);
+    int64_t p = groups * k / threads * kPanelsAtOnce;
+    for (; p + kPanelsAtOnce <= end; p += kPanelsAtOnce) multiply_few(call, tiles, p, kPanelsAtOnce);
+    for (; p < end; ++p) multiply_few(call, tiles, p, 1);
+  });
+}
+// Blocks of tiles whose rows stay in a cache while all panels pass by; a piece of work is a block by a panel.
+static void many_rows(const Int8Call& call, const Tiles& tiles, int64_t threads) {
+  const int64_t panels = call.shape.panels();
+  const int64_t row_bytes = std::max<int64_t>(1, tiles.fours * tiles.form.bytes);
+  const int64_t rows = std::clamp<int64_t>(kRowsBytes / row_bytes, tiles.form.rows, kMostRows);
+  const int64_t blocks = (tiles.count + rows / tiles.form.rows - 1) / (rows / tiles.form.rows);
   const auto first_tile = [&](int64_t block) { return tiles.count * block / blocks; };
   in_parallel(threads, [&](int64_t k) {
     const int64_t work = blocks * panels;
     for (int64_t i = work * k / threads; i < work * (k + 1) / threads; ++i)
       multiply(call, tiles, first_tile(i / panels), first_tile(i / panels + 1), i % panels);
   });
+}
+
+static void some_rows(const Int8Call& call) {
+  if (call.m == 0 || call.shape.panels() == 0) return;
+  const Int8Form& form = *kernels().form(call.x_is_real ? call.bits : 8);
+  const Tiles tiles(form, call.m, call.shape.fours());
+  const int64_t threads = threads_for(call);
+  fill_all(call, tiles, threads);
+  if (call.m <= form.few)
+    few_rows(call, tiles, threads);
+  else
+    many_rows(call, tiles, threads);
 }
 
 void int8_mm(const Int8Call& call) {
@@ -166,7 +205,7 @@ int64_t int8_probe(int64_t times) {
   in_parallel(threads, [&](int64_t k) {
     alignas(64) int32_t sums[64 * kPanel] = {};
     for (int64_t i = times * k / threads; i < times * (k + 1) / threads; ++i)
-      kernels().multiply(tile.data(), form.rows, form, panel.data(), fours, sums);
+      kernels().multiply(tile.data(), form.rows, form, panel.data(), 0, 1, fours, sums);
   });
   return times * form.rows * kPanel * kDepth;
 }

@@ -57,11 +57,11 @@ static const QuantKernels& idle_quant() {
   return kernels;
 }
 static const Int8Kernels& idle_int8() {
-  static constexpr Int8Form form{1, kFour, 0};
+  static constexpr Int8Form form{1, kFour, 0, 0};
   static const Int8Kernels kernels{
       [](int32_t) { return &form; },
-      [](const int8_t*, int64_t, const Int8Form&, int32_t, int32_t, uint8_t*) {},
-      [](const uint8_t*, int32_t, const Int8Form&, const int8_t*, int64_t, int32_t*) {},
+      [](const int8_t*, int64_t, const Int8Form&, int32_t, int32_t, uint8_t*) { return 0; },
+      [](const uint8_t*, int32_t, const Int8Form&, const int8_t*, int64_t, int64_t, int64_t, int32_t*) {},
       [](const Int8Call&, const int32_t*, const Int8Row*, int64_t, int64_t, int64_t, int64_t) {}};
   return kernels;
 }
