@@ -15,8 +15,8 @@ Tensor Int8Arguments::packed_weight(const char* op, const Tensor& t) {
   check_storage(std::string(op) + ": weight", v);
   const PackedShape shape{v.sizes[0], v.sizes[1]};
   if (shape.k > kMaxDepth) fail(op, ": weight has ", shape.k, " columns, expected at most ", kMaxDepth);
-  const Tensor dense = torch::stable::contiguous(t);
-  Tensor packed = torch::stable::new_empty(t, {shape.bytes()}, ScalarType::Byte);
+  const Tensor dense = in_order(t);
+  Tensor packed = new_on_device_of(t, {shape.bytes()}, ScalarType::Byte);
   if (!int8_pack(static_cast<const int8_t*>(dense.data_ptr()), shape,
                  static_cast<uint8_t*>(packed.data_ptr())))
     fail(op, ": weight holds -128, expected -127..127");
@@ -32,7 +32,7 @@ static Tensor int8_unpack_op(Tensor packed, int64_t n, int64_t k) {
     fail(op, ": packed has ", packed.numel(), " bytes, which is no packed [", n, ", ", k, "]");
   const PackedShape found = packed_shape(op, "packed", packed);
   if (found.n != n || found.k != k) fail(op, ": packed holds another weight than [", n, ", ", k, "]");
-  Tensor weight = torch::stable::new_empty(packed, {n, k}, ScalarType::Char);
+  Tensor weight = new_on_device_of(packed, {n, k}, ScalarType::Char);
   int8_unpack(static_cast<const uint8_t*>(packed.data_ptr()), static_cast<int8_t*>(weight.data_ptr()));
   return weight;
 }

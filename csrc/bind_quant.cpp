@@ -24,7 +24,7 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_op(Tensor input, MaybeTensor 
   }
 
   const auto result = [&](const Sizes& sizes, ScalarType dtype) {
-    return torch::stable::new_empty(a.main, sizes, dtype);
+    return new_on_device_of(a.main, sizes, dtype);
   };
   const View main = view_of(a.main);
   Tensor values =
@@ -57,7 +57,7 @@ static Tensor dequantize_op(Tensor input, Tensor scale, MaybeTensor zero_point, 
 
   const View main = view_of(a.main);
   const Sizes sizes(main.sizes, main.sizes + main.dim);
-  Tensor output = torch::stable::new_empty(a.main, sizes, dtype.value_or(ScalarType::Float));
+  Tensor output = new_on_device_of(a.main, sizes, dtype.value_or(ScalarType::Float));
   check_real(op, "dtype", dtype_of(output));
   a.call.dtype = dtype_of(output);
   a.call.is_signed = whole == ScalarType::Char;

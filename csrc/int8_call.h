@@ -100,10 +100,10 @@ struct Int8Arguments {
   }
   template <class T>
   const T* side_by_side(const Tensor& t, int64_t n) {
-    const Tensor& dense = owned.emplace_back(torch::stable::contiguous(t));
+    const Tensor& dense = owned.emplace_back(in_order(t));
     const auto* data = static_cast<const T*>(dense.data_ptr());
     if (t.dim() > 0) return data;
-    Tensor repeated = torch::stable::new_empty(t, {n});
+    Tensor repeated = new_on_device_of(t, {n}, t.scalar_type());
     std::fill_n(static_cast<T*>(repeated.data_ptr()), n, *data);
     return static_cast<const T*>(owned.emplace_back(repeated).data_ptr());
   }
@@ -125,7 +125,7 @@ struct Int8Arguments {
   Tensor output(ScalarType dtype) {
     Sizes sizes(given.sizes, given.sizes + given.dim);
     sizes.back() = call.shape.n;
-    Tensor y = torch::stable::new_empty(x, sizes, dtype);
+    Tensor y = new_on_device_of(x, sizes, dtype);
     call.y_dtype = dtype_of(y);
     call.raw = dtype == ScalarType::Int;
     if (!call.raw) check_real(op, "dtype", call.y_dtype);

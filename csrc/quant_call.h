@@ -56,7 +56,7 @@ struct QuantArguments {
   }
   static Tensor stored(const char* op, const char* name, const Tensor& came) {
     check_storage(std::string(op) + ": " + name, view_of(came));
-    return torch::stable::contiguous(came);
+    return in_order(came);
   }
 
   // The memory of an argument that has a value a group.
@@ -68,7 +68,7 @@ struct QuantArguments {
     if (v.dim != static_cast<int>(wanted.size()) || !std::equal(wanted.begin(), wanted.end(), v.sizes))
       fail(op, ": ", name, " has shape ", Shape{v}, ", expected ", ListOf{wanted}, ": a value a group");
     check_storage(std::string(op) + ": " + name, v);
-    return owned.emplace_back(torch::stable::contiguous(t)).data_ptr();
+    return owned.emplace_back(in_order(t)).data_ptr();
   }
   void take_scale(const Tensor& t) {
     call.scale = static_cast<float*>(of_groups("scale", t, ScalarType::Float, "torch.float32"));

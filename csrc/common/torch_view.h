@@ -1,6 +1,10 @@
 // A view of a tensor that came through the dispatcher.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "view.h"
 
@@ -40,6 +44,29 @@ inline View view_of(const torch::stable::Tensor& t) {
   v.on_cpu = t.is_cpu();
   v.device_index = v.on_cpu ? 0 : t.get_device_index();
   return v;
+}
+
+// The tensor itself where its elements lie in order, else a copy in which they do. Asked for first: a call of
+// the dispatcher costs as much as a small kernel.
+inline torch::stable::Tensor in_order(const torch::stable::Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// A tensor on the device of another, without the dispatcher.
+inline torch::stable::Tensor new_on_device_of(const torch::stable::Tensor& t,
+                                              const std::vector<int64_t>& sizes,
+                                              torch::headeronly::ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(1, sizes[d]);
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                               device_type, device_index, &made));
+  return torch::stable::Tensor(made);
 }
 
 }  // namespace onepass

@@ -198,14 +198,19 @@ struct Sums<Row, kRows, 0> {
   ONEPASS_INLINE void store(int32_t*) const {}
 };
 
+// Panels lie one behind the other: while the last tile multiplies one piece, the next comes near.
+constexpr int64_t kReadAhead = kDepth * kPanel;
+
 // A function of its own: side by side with others gcc 12 copies the sums around their products.
 template <class Row, int kRows, int kPanels>
 [[gnu::noinline]] static void multiply_as(const uint8_t* tile, const int8_t* panels, int64_t apart,
                                           int64_t fours, int32_t* c) {
   Sums<Row, kRows, kPanels> sums;
   sums.load(c);
-  for (int64_t k = 0; k < fours; ++k, tile += kRows * Row::kBytes, panels += kStep)
+  for (int64_t k = 0; k < fours; ++k, tile += kRows * Row::kBytes, panels += kStep) {
+    if constexpr (kPanels == 1) _mm_prefetch(panels + kReadAhead, _MM_HINT_T1);
     sums.add_products(tile, panels, apart);
+  }
   sums.store(c);
 }
 #endif

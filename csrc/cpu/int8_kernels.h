@@ -12,6 +12,7 @@ struct Int8Form {
   int32_t few;     // up to so many rows take kPanelsAtOnce: memory gives more where several places are read
 };
 constexpr int64_t kPanelsAtOnce = 4;
+constexpr int64_t kDepth = 1024;  // k at a time: 16 KB of a panel, which stay in the first cache
 
 // What becomes of the sums of a row for the outputs of one panel.
 struct Int8Row {

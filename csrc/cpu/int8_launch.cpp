@@ -9,7 +9,6 @@
 
 namespace onepass {
 
-constexpr int64_t kDepth = 1024;             // k at a time: 16 KB of a panel, which stay in the first cache
 constexpr int64_t kRowsBytes = 256 * 1024;   // of rows of x at a time: they stay in the second
 constexpr int64_t kMostRows = 192;           // at a time, whose sums stay in the first
 constexpr int64_t kMostFew = 4;              // rows that any form calls few
