@@ -10,8 +10,7 @@
 // given x + 64, which is below 128. VNNI adds four in 32 bits: it is given x + 128.
 #include "int8_kernels.h"
 
-#include "../rules/norm.h"
-#include "vector_exp.h"
+#include "int8_finish.h"
 
 namespace onepass::ONEPASS_ISA {
 
@@ -264,52 +263,22 @@ static void multiply(const uint8_t* tile, int32_t rows, [[maybe_unused]] const I
 }
 
 // --- behind the product -----------------------------------------------------------------------------------
-template <Gate gate>
-ONEPASS_INLINE Vector<float> gated(Vector<float> v) {
-  if constexpr (gate == Gate::kRelu) return activate<Activation::kRelu>(v, 0.0f);
-  if constexpr (gate == Gate::kSilu) return v * sigmoid(v);
-  if constexpr (gate == Gate::kGelu)
-    for (int k = 0; k < kLanes<float>; ++k) v[k] *= 0.5f * (1 + std::erf(v[k] * 0.70710678118654752f));
-  return v;
-}
-
-// What is the same for all rows: of the outputs of a panel.
-struct PanelOutputs {
-  static constexpr int kVectors = kPanel / kLanes<float>;
-  Integers<float> sums[kVectors];
-  Vector<float> scale[kVectors], bias[kVectors];
-
-  PanelOutputs(const Int8Call& call, int64_t from, int64_t n) {
-    const auto* all = reinterpret_cast<const int32_t*>(call.weight + call.shape.sums_at()) + from;
-    std::memcpy(sums, all, sizeof sums);
-    float scales[kPanel], biases[kPanel] = {};
-    std::fill_n(scales, kPanel, 1.0f);
-    const size_t bytes = static_cast<size_t>(n) * sizeof(float);
-    if (call.w_scale) std::memcpy(scales, call.w_scale + from, bytes);
-    if (call.bias) std::memcpy(biases, call.bias + from, bytes);
-    std::memcpy(scale, scales, sizeof scale);
-    std::memcpy(bias, biases, sizeof bias);
-  }
-};
-
 template <class S, Gate gate>
 static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first,
                       int64_t count, int64_t from, int64_t n) {
   const PanelOutputs outputs(call, from, n);
+  Integers<float> sums[PanelOutputs::kVectors];
+  std::memcpy(sums, call.weight + call.shape.sums_at() + from * sizeof(int32_t), sizeof sums);
   for (int64_t r = 0; r < count; ++r, c += kPanel) {
     float real[kPanel];
     for (int k = 0; k < PanelOutputs::kVectors; ++k) {
       Integers<float> whole;
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
-      const Vector<float> v = __builtin_convertvector(whole - outputs.sums[k] * rows[r].zero, Vector<float>);
+      const Vector<float> v = __builtin_convertvector(whole - sums[k] * rows[r].zero, Vector<float>);
       store_wide<float>(real + k * kLanes<float>,
                         gated<gate>(v * outputs.scale[k] * rows[r].scale + outputs.bias[k]));
     }
-    S* y = static_cast<S*>(call.y) + (first + r) * call.shape.n + from;
-    if (n == kPanel)
-      store_run(y, real, 1, kPanel);
-    else
-      store_run(y, real, 1, n);
+    store_outputs<S>(call, first + r, from, n, real);
   }
 }
 
@@ -324,31 +293,10 @@ static void finish_raw(const Int8Call& call, const int32_t* c, const Int8Row* ro
   }
 }
 
-template <Gate gate>
-static void finish_with(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first,
-                        int64_t count, int64_t from, int64_t n) {
-  switch (call.y_dtype) {
-    case DType::kBFloat16:
-      return finish_as<BFloat16, gate>(call, c, rows, first, count, from, n);
-    case DType::kFloat16:
-      return finish_as<Float16, gate>(call, c, rows, first, count, from, n);
-    default:
-      return finish_as<float, gate>(call, c, rows, first, count, from, n);
-  }
-}
 static void finish(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first, int64_t count,
                    int64_t from, int64_t n) {
   if (call.raw) return finish_raw(call, c, rows, first, count, from, n);
-  switch (call.gate) {
-    case Gate::kNone:
-      return finish_with<Gate::kNone>(call, c, rows, first, count, from, n);
-    case Gate::kRelu:
-      return finish_with<Gate::kRelu>(call, c, rows, first, count, from, n);
-    case Gate::kGelu:
-      return finish_with<Gate::kGelu>(call, c, rows, first, count, from, n);
-    case Gate::kSilu:
-      return finish_with<Gate::kSilu>(call, c, rows, first, count, from, n);
-  }
+  with_output(call, [&]<class S, Gate gate>() { finish_as<S, gate>(call, c, rows, first, count, from, n); });
 }
 
 extern const Int8Kernels int8_kernels;
