@@ -45,10 +45,12 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/as_torch.cpp": ["-ffp-contract=off"],
     "csrc/cpu/norm.cpp": ["-Wno-maybe-uninitialized"],  # of which gcc 12 suspects its own intrinsics
     "csrc/cpu/int8.cpp": ["-Wno-maybe-uninitialized"],
+    "csrc/cpu/int8_weight.cpp": ["-Wno-maybe-uninitialized", "-Wno-uninitialized"],
     "csrc/cpu/quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
 HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind", "bind_quant", "bind_int8")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "quant_launch", "int8_launch", "isa")]
+HOST += ["csrc/cpu/int8_weight_launch.cpp"]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
 EVERYWHERE = ["csrc/bind_norm.cpp"]
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/int8_launch.h"
+#include "cpu/int8_weight_launch.h"
 #include "int8_call.h"
 
 namespace onepass {
@@ -81,11 +82,26 @@ static Tensor int8_linear_op(Tensor input, Tensor weight, Tensor weight_scale, M
   return y;
 }
 
+static Tensor int8_weight_only_mm_op(Tensor input, Tensor weight, Tensor weight_scale, MaybeTensor bias,
+                                     MaybeName act) {
+  const char* op = "int8_weight_only_mm";
+  check_real(op, "input", dtype_of(input));
+  Int8Arguments a(op, input);
+  a.take_weight(weight);
+  a.take_rest(weight_scale, bias, act);
+  a.call.x_is_real = true;
+  a.call.x_dtype = dtype_of(input);
+  Tensor y = a.output(input.scalar_type());
+  int8_weight_only_mm(a.call);
+  return y;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
   m.impl("int8_pack", TORCH_BOX(&int8_pack_op));
   m.impl("int8_unpack", TORCH_BOX(&int8_unpack_op));
   m.impl("int8_mm", TORCH_BOX(&int8_mm_op));
   m.impl("int8_linear", TORCH_BOX(&int8_linear_op));
+  m.impl("int8_weight_only_mm", TORCH_BOX(&int8_weight_only_mm_op));
 }
 
 }  // namespace onepass

@@ -32,6 +32,7 @@ def _call(op: str, **changes) -> dict:
         "int8_unpack": {"packed": PACKED, "n": 3, "k": 6},
         "int8_mm": {"input": X.to(torch.int8), "weight": PACKED},
         "int8_linear": {"input": X, "weight": PACKED, "weight_scale": torch.ones(3)},
+        "int8_weight_only_mm": {"input": X, "weight": PACKED, "weight_scale": torch.ones(3)},
     }
     return {**calls[op], **changes}
 
@@ -87,6 +88,33 @@ REFUSED = [
     ),
     ("int8_linear", {"act": "tanh"}, "act is 'tanh', expected None, 'relu', 'gelu' or 'silu'"),
     ("int8_linear", {"dtype": torch.int32}, "dtype has a dtype that is not served"),
+    ("int8_weight_only_mm", {"input": X.to(torch.int8)}, "input has a dtype that is not served"),
+    ("int8_weight_only_mm", {"input": X.double()}, "input has a dtype that is not served"),
+    ("int8_weight_only_mm", {"input": torch.ones(())}, "input has no dimension, expected [..., k]"),
+    ("int8_weight_only_mm", {"input": X[:, :5]}, "weight has 6 columns, expected 5 as input"),
+    (
+        "int8_weight_only_mm",
+        {"weight": W.float()},
+        "weight has to be a torch.int8 tensor [n, k], or one that int8_pack has made",
+    ),
+    ("int8_weight_only_mm", {"weight": W - 129}, "weight holds -128, expected -127..127"),
+    (
+        "int8_weight_only_mm",
+        {"weight": _newer()},
+        "weight was packed as version 9, expected 1: pack it again",
+    ),
+    (
+        "int8_weight_only_mm",
+        {"weight_scale": torch.ones(2, 3)},
+        "weight_scale has shape [2, 3], expected [3], [3, 1] or []",
+    ),
+    ("int8_weight_only_mm", {"weight_scale": torch.ones(3).double()}, "weight_scale has another dtype"),
+    (
+        "int8_weight_only_mm",
+        {"bias": torch.ones(3).bfloat16()},
+        "bias has another dtype, expected torch.float32",
+    ),
+    ("int8_weight_only_mm", {"act": "tanh"}, "act is 'tanh', expected None, 'relu', 'gelu' or 'silu'"),
 ]
 
 
@@ -98,7 +126,14 @@ def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str
 
 @each_variant
 @pytest.mark.parametrize(
-    "op, name", (("int8_pack", "weight"), ("int8_mm", "input"), ("int8_linear", "weight_scale"))
+    "op, name",
+    (
+        ("int8_pack", "weight"),
+        ("int8_mm", "input"),
+        ("int8_linear", "weight_scale"),
+        ("int8_weight_only_mm", "input"),
+        ("int8_weight_only_mm", "weight_scale"),
+    ),
 )
 def test_freed_memory_is_refused(variant, op: str, name: str):
     arguments = _call(op)

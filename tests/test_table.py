@@ -14,7 +14,7 @@ each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
 
 # Packing is the CPU's; the product's kernels for GPUs are to come.
-CPU_ALONE = ("int8_pack", "int8_unpack", "int8_mm", "int8_linear")
+CPU_ALONE = ("int8_pack", "int8_unpack", "int8_mm", "int8_linear", "int8_weight_only_mm")
 IN_BYTES = ("quantize", "dequantize", "int8_mm")  # that read or write numbers of one byte
 
 

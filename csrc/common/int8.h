@@ -1,5 +1,6 @@
 // The 8-bit matrix product: y = act((x - zero) @ w' * x_scale * w_scale + bias), and weights as it reads
-// them.
+// them. x is whole numbers, or real and quantized row by row on the way. With 8-bit weights alone x is real
+// and stays so: y = act(x @ w' * w_scale + bias).
 //
 // Packed weights, version 1, of [n, k] whole numbers in -127..127, with n cut into panels of 16 and k into
 // fours:
@@ -38,7 +39,7 @@ struct PackedShape {
 
 enum class Gate : int32_t { kNone, kRelu, kGelu, kSilu };  // what follows the product
 
-// A call in plain numbers and memory. x is real (and quantized row by row on the way) or whole.
+// A call in plain numbers and memory. x is real or whole.
 struct Int8Call {
   int64_t m = 0;
   PackedShape shape{};

@@ -134,7 +134,7 @@ static void multiply_few(const Int8Call& call, const Tiles& tiles, int64_t p, in
   for (int64_t j = 0; j < count; ++j) finish(call, tiles, 0, call.m, p + j, sums + j * call.m * kPanel);
 }
 
-static int64_t threads_for(const Int8Call& call) {
+int64_t threads_for(const Int8Call& call) {
   const int64_t wanted = call.m * call.shape.n * std::max<int64_t>(1, call.shape.k) / kProductsPerThread + 1;
   return wanted == 1 ? 1 : std::min<int64_t>(wanted, torch::stable::get_num_threads());
 }

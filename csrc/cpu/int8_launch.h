@@ -6,6 +6,8 @@ namespace onepass {
 
 void int8_mm(const Int8Call& call);
 
+int64_t threads_for(const Int8Call& call);  // that a product of this size is worth
+
 // weight: [n, k], contiguous. Returns false where it holds -128, which no kernel can turn round.
 bool int8_pack(const int8_t* weight, const PackedShape& shape, uint8_t* packed);
 void int8_unpack(const uint8_t* packed, int8_t* weight);

@@ -8,19 +8,26 @@
 namespace onepass {
 
 // ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
-#define ISA(name, opt_in)                  \
-  namespace name {                         \
-  extern const KernelTable kernels;        \
-  extern const NormKernels norm_kernels;   \
-  extern const QuantKernels quant_kernels; \
-  extern const Int8Kernels int8_kernels;   \
+#define ISA(name, opt_in)                             \
+  namespace name {                                    \
+  extern const KernelTable kernels;                   \
+  extern const NormKernels norm_kernels;              \
+  extern const QuantKernels quant_kernels;            \
+  extern const Int8Kernels int8_kernels;              \
+  extern const Int8WeightKernels int8_weight_kernels; \
   }
 ONEPASS_ISAS
 #undef ISA
 
 const std::vector<Isa>& built_isas() {
-#define ISA(name, opt_in) \
-  {#name, &name::kernels, &name::norm_kernels, &name::quant_kernels, &name::int8_kernels, opt_in},
+#define ISA(name, opt_in)      \
+  {#name,                      \
+   &name::kernels,             \
+   &name::norm_kernels,        \
+   &name::quant_kernels,       \
+   &name::int8_kernels,        \
+   &name::int8_weight_kernels, \
+   opt_in},
   static const std::vector<Isa> isas = {ONEPASS_ISAS};
 #undef ISA
   return isas;
@@ -65,6 +72,16 @@ static const Int8Kernels& idle_int8() {
       [](const Int8Call&, const int32_t*, const Int8Row*, int64_t, int64_t, int64_t, int64_t) {}};
   return kernels;
 }
+static const Int8WeightKernels& idle_int8_weight() {
+  static const Int8WeightKernels kernels = [] {
+    Int8WeightKernels table{};
+    for (auto& widen : table.widen) widen = [](const void*, int64_t, float*) {};
+    table.multiply = [](const float*, int64_t, int64_t, const int8_t*, int64_t, float*) {};
+    table.finish = [](const Int8Call&, const float*, int64_t, int64_t, int64_t, int64_t) {};
+    return table;
+  }();
+  return kernels;
+}
 static const Isa& idle() {
   static const KernelTable kernels = [] {
     KernelTable table{};
@@ -77,7 +94,8 @@ static const Isa& idle() {
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();
-  static const Isa isa{"idle", &kernels, &idle_norm(), &idle_quant(), &idle_int8(), true};
+  static const Isa isa{"idle", &kernels, &idle_norm(), &idle_quant(), &idle_int8(), &idle_int8_weight(),
+                       true};
   return isa;
 }
 

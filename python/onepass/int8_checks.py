@@ -196,6 +196,22 @@ def int8_linear(
     _real(op, "dtype", dtype or input.dtype)
 
 
+def int8_weight_only_mm(
+    op,
+    input: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    act: str | None = None,
+    values: bool,
+) -> None:
+    _real(op, "input", input.dtype)
+    _input(op, input, values)
+    n = _weight(op, weight, input, values, weight_scale, bias)
+    _rest(op, input, n, weight_scale, bias, act, values)
+
+
 # --- results as fake tensors ------------------------------------------------------------------------------
 def new_packed(weight: Tensor) -> Tensor:
     return weight.new_empty(packed_bytes(*weight.shape), dtype=torch.uint8)

@@ -297,6 +297,14 @@ _INT8 = (
         4,
         "new_linear",
     ),
+    _int8(
+        "int8_weight_only_mm",
+        "(Tensor input, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, str? act=None) -> "
+        "(Tensor output)",
+        "a linear layer with weights in 8 bits: the input stays as it is, sums in float32",
+        4,
+        "new_linear",
+    ),
 )
 
 OPS = (

@@ -101,3 +101,14 @@ def int8_linear(
     q, scale, zero_point = quantize(input, symmetric=symmetric, bits=bits)
     y = _product(q, weight, scale, weight_scale, zero_point, bias, act)
     return y.to(dtype or input.dtype)
+
+
+def int8_weight_only_mm(
+    input: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    act: str | None = None,
+) -> Tensor:
+    return _product(input, weight, None, weight_scale, None, bias, act).to(input.dtype)

@@ -115,6 +115,28 @@ def linear(
     }
 
 
+def _misaligned(t: Tensor) -> Tensor:
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
+def weight_only(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    turned: bool = False,
+    misaligned: bool = False,
+    **settings: Any,
+) -> Settings:
+    call = linear(rng, dtype, device, **settings)
+    input = call["input"]
+    if turned:
+        call["input"] = input.transpose(0, -1).contiguous().transpose(0, -1)
+    if misaligned:
+        call["input"] = _misaligned(input)
+    return {name: value for name, value in call.items() if name not in ("symmetric", "bits", "dtype")}
+
+
 # Below, at and above the widths of a panel, of a four, of a tile and of a block of k.
 _SIZES: dict[str, Settings] = {
     "plain": {},
@@ -167,6 +189,15 @@ LINEAR: dict[str, Settings] = {
     "seven_bits_deep": {"bits": 7, "m": (13,), "k": 2_051},
     "unsigned": {"symmetric": False, "mean": 1.0},
     "seven_bits_unsigned": {"symmetric": False, "bits": 7, "mean": 1.0},
+    "spoilt": {"spoil": True},
+}
+WEIGHT_ONLY: dict[str, Settings] = {
+    **_SIZES,
+    **_BEHIND,
+    "few_rows": {"m": (3,), "n": 33, "k": 261},
+    "even_rows": {"m": (48,), "n": 32, "k": 512},
+    "turned": {"turned": True},
+    "misaligned": {"misaligned": True, "k": 64},
     "spoilt": {"spoil": True},
 }
 
