@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from onepass.quant import Int8DynamicConfig, Int8Linear, quantize_
+from onepass.quant import Int8Config, Int8DynamicConfig, Int8Linear, Int8WeightOnlyConfig, quantize_
 from torch import nn
 
 CONFIGS = (
@@ -13,7 +13,9 @@ CONFIGS = (
     Int8DynamicConfig(act_bits=7),
     Int8DynamicConfig(symmetric=False),
     Int8DynamicConfig(symmetric=False, act_bits=7),
+    Int8WeightOnlyConfig(),
 )
+SEVEN_BITS = (Int8DynamicConfig(act_bits=7), Int8DynamicConfig(symmetric=False, act_bits=7))
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
 
 
@@ -30,21 +32,35 @@ def _x(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("bias", (True, False))
 @pytest.mark.parametrize("shape", ((), (1,), (9,), (2, 3, 5), (0,)))
 @torch.no_grad()
-def test_close_to_the_float_model(config: Int8DynamicConfig, bias: bool, shape: tuple[int, ...]):
+def test_close_to_the_float_model(config: Int8Config, bias: bool, shape: tuple[int, ...]):
     model, x = _model(bias), _x(*shape)
     want = model(x)
     quantize_(model, config)
     got = model(x)
     assert got.shape == want.shape and got.dtype == want.dtype
-    assert (got - want).norm() <= 0.02 * want.norm() * (2 if config.act_bits == 7 else 1)
+    assert (got - want).norm() <= 0.02 * want.norm() * (2 if config in SEVEN_BITS else 1)
 
 
+@pytest.mark.parametrize("act", (None, "gelu"))
+@torch.no_grad()
+def test_weight_only_is_the_float_layer_of_the_rounded_weights(act: str | None):
+    linear, x = nn.Linear(70, 33), _x(9)
+    layer = Int8Linear.from_float(linear, Int8WeightOnlyConfig(), act)
+    weight = layer.weight.double() * layer.weight_scale[:, None]
+    want = nn.functional.linear(x.double(), weight, linear.bias.double())
+    want = want if act is None else nn.functional.gelu(want)
+    assert (layer(x) - want).abs().max() <= 4e-6 * want.abs().max()
+    x[3, 5] = float("inf")
+    assert layer(x)[[0, 4]].isfinite().all() and not layer(x)[3].isfinite().any()
+
+
+@each_config
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 @torch.no_grad()
-def test_half_models_keep_float_scales(dtype: torch.dtype):
+def test_half_models_keep_float_scales(config: Int8Config, dtype: torch.dtype):
     model = _model()
     want = model(_x(9))
-    quantize_(model)
+    quantize_(model, config)
     before = copy.deepcopy(model.state_dict())
     model.to(dtype)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -52,20 +68,26 @@ def test_half_models_keep_float_scales(dtype: torch.dtype):
     assert model[0].weight.dtype == torch.int8
     got = model(_x(9, dtype=dtype))
     assert got.dtype == dtype
-    assert (got.float() - want).norm() <= 0.03 * want.norm()
+    assert (got.float() - want).norm() <= 0.03 * want.norm() * (2 if config in SEVEN_BITS else 1)
 
 
+def _empty(config: Int8Config | None = None) -> nn.Sequential:
+    first, last = Int8Linear(70, 130, config=config), Int8Linear(130, 33, config=config)
+    return nn.Sequential(first, nn.ReLU(), nn.Sequential(last))
+
+
+@each_config
 @torch.no_grad()
-def test_state_dict_goes_round_and_holds_no_packed_form():
+def test_state_dict_goes_round_and_holds_no_packed_form(config: Int8Config):
     model, x = _model(), _x(5)
-    quantize_(model)
+    quantize_(model, config)
     state = model.state_dict()
     assert set(state) == {f"{p}.{n}" for p in ("0", "2.0") for n in ("weight", "weight_scale", "bias")}
     assert state["0.weight"].dtype == torch.int8 and state["0.weight_scale"].shape == (130,)
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    empty = nn.Sequential(Int8Linear(70, 130), nn.ReLU(), nn.Sequential(Int8Linear(130, 33)))
+    empty = _empty(config)
     empty.load_state_dict(torch.load(file))
     assert torch.equal(empty(x), model(x))
 
@@ -74,15 +96,16 @@ def test_state_dict_goes_round_and_holds_no_packed_form():
 def test_assigned_states_are_packed_anew():
     model, x = _model(), _x(5)
     quantize_(model)
-    empty = nn.Sequential(Int8Linear(70, 130), nn.ReLU(), nn.Sequential(Int8Linear(130, 33)))
+    empty = _empty()
     empty.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(empty(x), model(x))
 
 
+@each_config
 @torch.no_grad()
-def test_copies_are_apart():
+def test_copies_are_apart(config: Int8Config):
     model, x = _model(), _x(5)
-    quantize_(model)
+    quantize_(model, config)
     other, want = copy.deepcopy(model), model(x)
     state = other.state_dict()
     other.load_state_dict(
@@ -142,7 +165,7 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch):
 
 @each_config
 @torch.no_grad()
-def test_compiles_to_the_same_bits(config: Int8DynamicConfig):
+def test_compiles_to_the_same_bits(config: Int8Config):
     torch._dynamo.reset()
     model, x = _model(), _x(5)
     quantize_(model, config)
@@ -187,7 +210,8 @@ def test_what_is_refused():
         Int8DynamicConfig(act_bits=4)
     with pytest.raises(ValueError, match="the model is a Linear itself"):
         quantize_(nn.Linear(3, 3))
-    with pytest.raises(RuntimeError, match="Int8Linear is for inference"):
-        Int8Linear(70, 3)(_x(2).requires_grad_())
+    for config in CONFIGS:
+        with pytest.raises(RuntimeError, match="Int8Linear is for inference"):
+            Int8Linear(70, 3, config=config)(_x(2).requires_grad_())
     with pytest.raises(RuntimeError, match="weight has 70 columns, expected 60 as input"):
         Int8Linear(70, 3)(torch.ones(2, 60))

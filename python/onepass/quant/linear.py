@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from .configs import Int8DynamicConfig
+from .configs import Int8Config, Int8DynamicConfig
 
 _OPS = torch.ops.onepass
 
 
 class Int8Linear(nn.Module):
-    """y = act(x w' + bias), multiplied in 8 bits with exact sums.
+    """y = act(x w' + bias), with weights in 8 bits and a scale for each output.
 
-    Weights have a scale for each output; activations one for each row (all but the last dimension), found as
-    they come. A row that holds inf or NaN becomes NaN.
+    The config says what becomes of activations: Int8DynamicConfig quantizes them too, with a scale for each
+    row (all but the last dimension) found as they come; Int8WeightOnlyConfig leaves them as they are.
 
     Args:
         in_features, out_features, bias: as of torch.nn.Linear. The layer begins with zeros: it is made by
             `from_float`, or filled by `load_state_dict`.
-        config: how activations are quantized.
+        config: Int8DynamicConfig() if not given, or Int8WeightOnlyConfig().
         act: None, "relu", "gelu" or "silu", computed in the same pass.
 
     state_dict: `weight` (int8 [out_features, in_features]), `weight_scale` (float32 [out_features]), `bias`
@@ -28,10 +28,8 @@ class Int8Linear(nn.Module):
     one byte more a weight, made by the first call behind a change of the weight, and never saved.
 
     Shapes: [..., in_features] to [..., out_features], float32, bfloat16 or float16, the output as the input.
-    Passes over memory: the input is read twice (the second time from the cache), weights once for each block
-    of rows, the output written once.
-
-    Source: W8A8 with a scale a token and a scale an output channel, as in Dettmers et al., arXiv:2208.07339.
+    Passes over memory: weights are read once for each block of rows, the output written once, the input as
+    the config says. Source of the formula: the config's.
     """
 
     weight: Tensor
@@ -44,13 +42,14 @@ class Int8Linear(nn.Module):
         out_features: int,
         bias: bool = True,
         *,
-        config: Int8DynamicConfig | None = None,
+        config: Int8Config | None = None,
         act: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.config, self.act = config or Int8DynamicConfig(), act
+        self.config: Int8Config = config or Int8DynamicConfig()
+        self.act = act
         weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", torch.ones(out_features, device=device))
@@ -60,7 +59,7 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, config: Int8DynamicConfig | None = None, act: str | None = None
+        cls, linear: nn.Linear, config: Int8Config | None = None, act: str | None = None
     ) -> "Int8Linear":
         """The layer that stands for this one, whose weights are rounded to the nearest of 255 levels."""
         device = linear.weight.device
@@ -86,16 +85,8 @@ class Int8Linear(nn.Module):
             raise RuntimeError(
                 "Int8Linear is for inference: it has no gradient; call it under torch.no_grad()"
             )
-        weight = self._readable()
-        return _OPS.int8_linear(
-            input,
-            weight,
-            self.weight_scale,
-            self.bias,
-            symmetric=self.config.symmetric,
-            bits=self.config.act_bits,
-            act=self.act,
-        )
+        weight, op = self._readable(), getattr(_OPS, self.config.op)
+        return op(input, weight, self.weight_scale, self.bias, act=self.act, **self.config.options())
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"

@@ -4,20 +4,20 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .configs import Int8DynamicConfig
+from .configs import Int8Config
 from .linear import Int8Linear
 
 
 def quantize_(
     model: nn.Module,
-    config: Int8DynamicConfig | None = None,
+    config: Int8Config | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> None:
     """Swaps each torch.nn.Linear of the model for an Int8Linear. As torchao's function of this name.
 
     Args:
         model: changed in place. A layer that stands in several places stays one layer.
-        config: how activations are quantized; Int8DynamicConfig() if not given.
+        config: what becomes of activations: Int8DynamicConfig() if not given, or Int8WeightOnlyConfig().
         filter_fn: called with a layer and its name in the model; False leaves the layer as it is.
 
     Subclasses of Linear stay as they are: they may compute something else. So do the layers of torch's
