@@ -15,7 +15,7 @@ from onepass.testing.threads import threads as torch_threads
 
 from . import clock, int8_jobs, machine, peers, venues
 from .clock import Laps, spread
-from .int8_jobs import LIMIT, NULL, OURS, SEVEN, X86, Job, Layer, Step
+from .int8_jobs import LIMIT, NULL, OURS, RACES, Job, Layer, Step
 from .int8_rows import SCHEMA, Row
 from .int8_table import show
 from .optim import Progress
@@ -33,6 +33,9 @@ class Block:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--op", nargs="+", choices=RACES, default=list(RACES), help="what is timed of ours; default: all"
+    )
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -59,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
-    for weight, m, threads in itertools.product(args.weight, args.rows, args.threads):
+    for op, weight, m, threads in itertools.product(args.op, args.weight, args.rows, args.threads):
         with torch_threads(threads):
-            yield _block(Job(m, weight), args, threads, progress)
+            yield _block(Job(m, weight, op), args, threads, progress)
 
 
 def _block(job: Job, args: argparse.Namespace, threads: int, progress: Progress) -> Block:
@@ -78,8 +81,10 @@ def _block(job: Job, args: argparse.Namespace, threads: int, progress: Progress)
 def _enter(job: Job, asked: list[str]) -> tuple[dict[str, Step], list[str]]:
     """The steps of all who take part, and a line about each who does not."""
     compiled = backends.backend_of("cpu") == "cpp"
-    null = [NULL] if X86 in asked else []
-    names = [OURS, SEVEN, *([LIMIT] if compiled else []), *(p for p in int8_jobs.PEERS if p in asked), *null]
+    race = job.race
+    limit = [LIMIT] if compiled and job.has_limit() else []
+    null = [NULL] if race.null in asked else []
+    names = [*race.ours, *limit, *(p for p in race.peers if p in asked), *null]
     fitting, notes = peers.fit({name: job.needs(name) for name in names}, machine.free_memory())
     steps: dict[str, Step] = {}
     if OURS not in fitting:
@@ -100,16 +105,16 @@ def _enter(job: Job, asked: list[str]) -> tuple[dict[str, Step], list[str]]:
     return steps, notes
 
 
-def _baseline(name: str) -> str | None:
-    """Whom a contestant is compared with. The null run repeats x86."""
-    return {OURS: None, SEVEN: None, LIMIT: None, NULL: X86}.get(name, OURS)
+def _baseline(job: Job, name: str) -> str | None:
+    """Whom a contestant is compared with. The null run repeats a peer."""
+    return job.race.null if name == NULL else job.race.peers.get(name)
 
 
 def _rows(job: Job, laps: dict[str, Laps], threads: int) -> Iterator[Row]:
     venue, by = venues.of("cpu"), clock.headline(threads)
     m, n, k = job.sizes
     for name, lap in laps.items():
-        base, ms = _baseline(name), spread(1e3 * lap.by(by))
+        base, ms = _baseline(job, name), spread(1e3 * lap.by(by))
         ratio = None if base is None else clock.ratio(lap, laps[base], by)
         yield Row(
             schema=SCHEMA,
@@ -123,6 +128,7 @@ def _rows(job: Job, laps: dict[str, Laps], threads: int) -> Iterator[Row]:
             torch=str(torch.__version__),
             onepass=onepass.__version__,
             commit=machine.commit(),
+            op=job.op,
             m=m,
             n=n,
             k=k,

@@ -12,11 +12,13 @@ from torch.nn import functional
 Step = Callable[[], object]
 
 OURS, SEVEN, LIMIT, NULL = "onepass", "onepass, 7 bits", "limit", "null"
+HALF = "onepass, bfloat16"
 X86, ONEDNN = "x86", "onednn"
-FLOAT32, BFLOAT16, INT_MM, WEIGHT_ONLY = "float32", "bfloat16", "int_mm", "weight only"
+FLOAT32, BFLOAT16, INT_MM = "float32", "bfloat16", "int_mm"
+WEIGHT_ONLY, WEIGHT_ONLY_HALF = "weight only", "weight only, bfloat16"
 TORCHAO, BITSANDBYTES = "torchao", "bitsandbytes"
-PEERS = (X86, ONEDNN, FLOAT32, BFLOAT16, INT_MM, WEIGHT_ONLY, TORCHAO, BITSANDBYTES)
-USUAL = (X86, ONEDNN, FLOAT32, BFLOAT16)
+PEERS = (X86, ONEDNN, FLOAT32, BFLOAT16, INT_MM, WEIGHT_ONLY, WEIGHT_ONLY_HALF, TORCHAO, BITSANDBYTES)
+USUAL = (X86, ONEDNN, FLOAT32, BFLOAT16, WEIGHT_ONLY_HALF)
 
 ROWS = (1, 8, 64, 512, 4096)
 # Outputs x inputs: BERT's and ViT's two, and Llama-2-7B's.
@@ -24,11 +26,35 @@ WEIGHTS = {f"{n}x{k}": (n, k) for n, k in ((768, 768), (3072, 768), (4096, 4096)
 
 
 @dataclass(frozen=True)
+class Race:
+    """Who runs against whom."""
+
+    ours: tuple[str, ...]
+    peers: dict[str, str]  # each with whom of ours it is compared
+    null: str  # the peer that runs once more
+
+
+RACES = {
+    "int8_linear": Race(
+        (OURS, SEVEN),
+        dict.fromkeys((X86, ONEDNN, FLOAT32, BFLOAT16, INT_MM, TORCHAO, BITSANDBYTES), OURS),
+        X86,
+    ),
+    "int8_weight_only_mm": Race(
+        (OURS, HALF),
+        {FLOAT32: OURS, BFLOAT16: HALF, WEIGHT_ONLY: OURS, WEIGHT_ONLY_HALF: HALF},
+        FLOAT32,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Job:
-    """y = x w' + bias, of m rows."""
+    """y = x w' + bias, of m rows, by one of RACES."""
 
     m: int
     weight: str
+    op: str = "int8_linear"
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -36,7 +62,15 @@ class Job:
 
     @property
     def title(self) -> str:
-        return f"{self.m} x {self.weight}"
+        return f"{self.op}, {self.m} x {self.weight}"
+
+    @property
+    def race(self) -> Race:
+        return RACES[self.op]
+
+    def has_limit(self) -> bool:
+        """Sums of floats have a limit where all weights are read, of one row."""
+        return self.op == "int8_linear" or self.m == 1
 
     def operations(self) -> int:
         """Multiplications and additions."""
@@ -67,23 +101,24 @@ class Layer:
         builders: dict[str, Callable[[], Step]] = {
             OURS: self._onepass,
             SEVEN: functools.partial(self._onepass, bits=7),
+            HALF: functools.partial(self._onepass, dtype=torch.bfloat16),
             LIMIT: self._limit,
             X86: functools.partial(self._dynamic, X86),
-            NULL: functools.partial(self._dynamic, X86),
             ONEDNN: functools.partial(self._dynamic, ONEDNN),
             FLOAT32: functools.partial(self._float, torch.float32),
             BFLOAT16: functools.partial(self._float, torch.bfloat16),
             INT_MM: self._int_mm,
-            WEIGHT_ONLY: self._weight_only,
+            WEIGHT_ONLY: functools.partial(self._weight_only, torch.float32),
+            WEIGHT_ONLY_HALF: functools.partial(self._weight_only, torch.bfloat16),
             TORCHAO: self._torchao,
             BITSANDBYTES: self._bitsandbytes,
         }
-        return builders[name]()
+        return builders[self.job.race.null if name == NULL else name]()
 
-    def _onepass(self, bits: int = 8) -> Step:
-        packed = torch.ops.onepass.int8_pack(self.q)
-        linear = torch.ops.onepass.int8_linear.default
-        return lambda: linear(self.x, packed, self.scale, self.bias, bits=bits)
+    def _onepass(self, dtype: torch.dtype = torch.float32, **options: int) -> Step:
+        packed, x = torch.ops.onepass.int8_pack(self.q), self.x.to(dtype)
+        op = getattr(torch.ops.onepass, self.job.op).default
+        return lambda: op(x, packed, self.scale, self.bias, **options)
 
     def _limit(self) -> Step:
         """One row reads all weights and does little with them. Many rows multiply, as fast as a core can."""
@@ -126,8 +161,9 @@ class Layer:
 
         return step
 
-    def _weight_only(self) -> Step:
-        return lambda: torch._weight_int8pack_mm(self.x, self.q, self.scale) + self.bias
+    def _weight_only(self, dtype: torch.dtype) -> Step:
+        x, scale, bias = (t.to(dtype) for t in (self.x, self.scale, self.bias))
+        return lambda: torch._weight_int8pack_mm(x, self.q, scale) + bias
 
     def _float_layer(self) -> torch.nn.Sequential:
         layer = torch.nn.Linear(*self.weight.shape[::-1])

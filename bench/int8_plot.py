@@ -1,9 +1,11 @@
-"""A picture of the 8-bit product: how many operations a second each contestant does, a panel a weight."""
+"""A picture of the 8-bit product: how many operations a second each contestant does, a panel a weight,
+a row of panels an op."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .files import replacing
@@ -19,12 +21,22 @@ def figure(rows: Sequence[Row]) -> Figure:
     rows = [row for row in rows if row.contestant != NULL]
     if not rows:
         raise ValueError("plot: there are no rows, there is nothing to draw")
-    weights = list(dict.fromkeys((row.n, row.k, row.threads) for row in rows))
+    ops, weights = list(dict.fromkeys(row.op for row in rows)), _weights(rows)
+    made = Figure(figsize=(2.0 + 3.4 * len(weights), 4.2 * len(ops)), layout="constrained")
+    for part, op in zip(made.subfigures(len(ops), 1, squeeze=False)[:, 0], ops, strict=True):
+        _draw(part, op, [row for row in rows if row.op == op], weights)
+    return made
+
+
+def _weights(rows: Sequence[Row]) -> list[tuple[int, int, int]]:
+    return list(dict.fromkeys((row.n, row.k, row.threads) for row in rows))
+
+
+def _draw(part: SubFigure, op: str, rows: Sequence[Row], weights: list[tuple[int, int, int]]) -> None:
     names = list(dict.fromkeys(row.contestant for row in rows))
-    made = Figure(figsize=(2.0 + 3.4 * len(weights), 4.2), layout="constrained")
-    panels = made.subplots(1, len(weights), squeeze=False, sharey=True)[0]
+    panels = part.subplots(1, len(weights), squeeze=False, sharey=True)[0]
     for axes, weight in zip(panels, weights, strict=True):
-        for name, colour in zip(names, _COLOURS, strict=False):
+        for name, colour in zip(names, itertools.cycle(_COLOURS), strict=False):
             mine = [r for r in rows if (r.n, r.k, r.threads) == weight and r.contestant == name]
             style = "--" if name == "limit" else "-"
             axes.plot(
@@ -40,9 +52,8 @@ def figure(rows: Sequence[Row]) -> Figure:
     panels[0].set_ylabel("GOP/s")
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     handles, labels = panels[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    made.suptitle(f"linear layers in 8 bits on {rows[0].device}", fontsize=11)
-    return made
+    part.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    part.suptitle(f"{op} on {rows[0].device}", fontsize=11)
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:

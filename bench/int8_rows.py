@@ -33,16 +33,20 @@ class Row:
     commit: str | None = _doc(
         'short git hash, "-dirty" after changes to tracked files; null outside a checkout'
     )
+    op: str = _doc("what is timed of onepass: int8_linear or int8_weight_only_mm")
     m: int = _doc("rows of the input")
     n: int = _doc("outputs")
     k: int = _doc("inputs")
     contestant: str = _doc(
-        '"onepass" (exact), "onepass, 7 bits"; x86 and onednn: torch\'s dynamically quantized linear; '
-        "float32 and bfloat16: torch's linear; int_mm: the unfused chain around torch._int_mm; weight only: "
-        "torch._weight_int8pack_mm; torchao, bitsandbytes; null (x86 again); limit (one row: all weights "
-        "read, else: products that stay in the first cache)"
+        '"onepass" (exact; weights alone: of float32), "onepass, 7 bits", "onepass, bfloat16"; x86 and '
+        "onednn: torch's dynamically quantized linear; float32 and bfloat16: torch's linear; int_mm: the "
+        "unfused chain around torch._int_mm; weight only, of float32 or bfloat16: torch._weight_int8pack_mm; "
+        "torchao, bitsandbytes; null (x86 again, or float32); limit (one row: all weights read, else: "
+        "products that stay in the first cache)"
     )
-    baseline: str | None = _doc("whom `ratio` compares with: onepass, for null x86; null where none")
+    baseline: str | None = _doc(
+        "whom `ratio` compares with: onepass, of the same dtype, for null the peer; null where none"
+    )
     clock: str = _doc("of ms and ratio: thread_cpu with one thread, wall with more")
     rounds: int = _doc("interleaved rounds that were timed")
     ms: float = _doc("milliseconds by `clock`: median of the rounds")

@@ -6,7 +6,7 @@ from typing import Any
 from .int8_rows import Row
 
 _WIDTH = 132  # columns where there is no terminal to ask
-_STYLES = {"onepass": "bold", "null": "dim", "limit": "dim"}
+_STYLES = {"onepass": "bold", "onepass, bfloat16": "bold", "null": "dim", "limit": "dim"}
 
 
 def show(block: Any) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from onepass.bench import int8_jobs, int8_plot, int8_rows, main
 from onepass.bench.int8_jobs import (
+    BFLOAT16,
     FLOAT32,
+    HALF,
     INT_MM,
     LIMIT,
     NULL,
@@ -15,6 +17,7 @@ from onepass.bench.int8_jobs import (
     OURS,
     SEVEN,
     WEIGHT_ONLY,
+    WEIGHT_ONLY_HALF,
     X86,
     Job,
     Layer,
@@ -27,7 +30,7 @@ SHORT = ["--rounds", "3", "--seconds", "0.01"]
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[int8_rows.Row]:
     folder = tmp_path_factory.mktemp("int8")
     file, picture = folder / "rows.jsonl", folder / "picture.png"
-    peers = ["--peers", "x86", "onednn", "float32", "torchao"]
+    peers = ["--peers", "x86", "onednn", "float32", "bfloat16", "weight only, bfloat16", "torchao"]
     asked = ["int8", "--rows", "1", "8", "--weight", "768x768", "--json", str(file), "--plot", str(picture)]
     assert main([*asked, *peers, *SHORT]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -35,18 +38,31 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[int8_rows.Row]:
 
 
 def test_everybody_has_a_row(rows: list[int8_rows.Row]):
+    def names(m: int, op: str) -> list[str]:
+        return [r.contestant for r in rows if (r.m, r.op) == (m, op) and r.contestant != "torchao"]
+
     for m in (1, 8):
-        names = [row.contestant for row in rows if row.m == m]
-        assert [n for n in names if n != "torchao"] == [OURS, SEVEN, LIMIT, X86, ONEDNN, FLOAT32, NULL]
+        assert names(m, "int8_linear") == [OURS, SEVEN, LIMIT, X86, ONEDNN, FLOAT32, BFLOAT16, NULL]
+        limit = [LIMIT] if m == 1 else []  # that reads all weights: floats have none of products
+        peers = [FLOAT32, BFLOAT16, WEIGHT_ONLY_HALF]
+        assert names(m, "int8_weight_only_mm") == [OURS, HALF, *limit, *peers, NULL]
 
 
 def test_rows_say_what_was_done(rows: list[int8_rows.Row]):
     for row in rows:
         assert row.gops == pytest.approx(2 * row.m * 768 * 768 / row.ms / 1e6)
-        assert row.baseline == {OURS: None, SEVEN: None, LIMIT: None, NULL: X86}.get(row.contestant, OURS)
-        assert row.share_of_limit is not None and row.share_of_limit > 0
+        assert row.baseline == _baseline(row)
+        assert (row.share_of_limit is None) == (row.op == "int8_weight_only_mm" and row.m == 8)
+        assert row.share_of_limit is None or row.share_of_limit > 0
         assert int8_rows.Row.from_json(row.to_json()) == row
     assert all(int8_rows.docs().values())
+
+
+def _baseline(row: int8_rows.Row) -> str | None:
+    fixed = {OURS: None, SEVEN: None, HALF: None, LIMIT: None}
+    if row.op == "int8_linear":
+        return {**fixed, NULL: X86}.get(row.contestant, OURS)
+    return {**fixed, NULL: FLOAT32, FLOAT32: OURS}.get(row.contestant, HALF)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +82,21 @@ def test_what_is_no_row_is_refused(rows: list[int8_rows.Row], change: dict, mess
 
 
 @pytest.mark.parametrize(
-    "name, off",
-    ((OURS, 0.03), (SEVEN, 0.05), (X86, 0.05), (ONEDNN, 0.05), (INT_MM, 0.03), (WEIGHT_ONLY, 0.03)),
+    "op, name, off",
+    (
+        ("int8_linear", OURS, 0.03),
+        ("int8_linear", SEVEN, 0.05),
+        ("int8_linear", X86, 0.05),
+        ("int8_linear", ONEDNN, 0.05),
+        ("int8_linear", INT_MM, 0.03),
+        ("int8_weight_only_mm", OURS, 0.01),
+        ("int8_weight_only_mm", HALF, 0.01),
+        ("int8_weight_only_mm", WEIGHT_ONLY, 0.01),
+        ("int8_weight_only_mm", WEIGHT_ONLY_HALF, 0.02),
+    ),
 )
-def test_all_compute_the_same_layer(name: str, off: float):
-    layer = Layer(Job(8, "768x768"))
+def test_all_compute_the_same_layer(op: str, name: str, off: float):
+    layer = Layer(Job(8, "768x768", op))
     want = layer.build(FLOAT32)()
     got = layer.build(name)()
     assert isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
