@@ -270,15 +270,12 @@ static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* row
   Integers<float> sums[PanelOutputs::kVectors];
   std::memcpy(sums, call.weight + call.shape.sums_at() + from * sizeof(int32_t), sizeof sums);
   for (int64_t r = 0; r < count; ++r, c += kPanel) {
-    float real[kPanel];
-    for (int k = 0; k < PanelOutputs::kVectors; ++k) {
+    store_outputs<S>(call, first + r, from, n, [&](int k) ONEPASS_FLAT {
       Integers<float> whole;
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
       const Vector<float> v = __builtin_convertvector(whole - sums[k] * rows[r].zero, Vector<float>);
-      store_wide<float>(real + k * kLanes<float>,
-                        gated<gate>(v * outputs.scale[k] * rows[r].scale + outputs.bias[k]));
-    }
-    store_outputs<S>(call, first + r, from, n, real);
+      return gated<gate>(v * outputs.scale[k] * rows[r].scale + outputs.bias[k]);
+    });
   }
 }
 

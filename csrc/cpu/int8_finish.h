@@ -36,13 +36,21 @@ struct PanelOutputs {
   }
 };
 
-// The outputs of a row. A whole panel is a loop of its own so that it vectorises.
-template <class S>
+// The outputs of a row: made(k) gives vector k of them. A whole panel of floats goes straight to memory.
+template <class S, class Made>
 ONEPASS_INLINE void store_outputs(const Int8Call& call, int64_t row, int64_t from, int64_t n,
-                                  const float* real) {
+                                  const Made& made) {
   S* y = static_cast<S*>(call.y) + row * call.shape.n + from;
+  if constexpr (std::is_same_v<S, float>) {
+    if (n == kPanel) {
+      for (int k = 0; k < PanelOutputs::kVectors; ++k) store_wide<float>(y + k * kLanes<float>, made(k));
+      return;
+    }
+  }
+  float real[kPanel];
+  for (int k = 0; k < PanelOutputs::kVectors; ++k) store_wide<float>(real + k * kLanes<float>, made(k));
   if (n == kPanel)
-    store_run(y, real, 1, kPanel);
+    store_run(y, real, 1, kPanel);  // a loop of its own, so that it vectorises
   else
     store_run(y, real, 1, n);
 }

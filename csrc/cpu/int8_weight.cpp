@@ -153,12 +153,10 @@ static void finish_as(const Int8Call& call, const float* sums, int64_t first, in
                       int64_t n) {
   const PanelOutputs outputs(call, from, n);
   for (int64_t r = 0; r < rows; ++r, sums += kStep) {
-    float real[kPanel];
-    for (int k = 0; k < PanelOutputs::kVectors; ++k) {
+    store_outputs<S>(call, first + r, from, n, [&](int k) ONEPASS_FLAT {
       const Vector<float> v = sums_of_fours(sums + k * kLanes<float> * kFour);
-      store_wide<float>(real + k * kLanes<float>, gated<gate>(v * outputs.scale[k] + outputs.bias[k]));
-    }
-    store_outputs<S>(call, first + r, from, n, real);
+      return gated<gate>(v * outputs.scale[k] + outputs.bias[k]);
+    });
   }
 }
 static void finish(const Int8Call& call, const float* sums, int64_t first, int64_t rows, int64_t from,
