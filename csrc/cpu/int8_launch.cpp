@@ -21,7 +21,7 @@ static const Int8Kernels& kernels() { return *current_isa().int8; }
 // Of heights that differ by one at most: none is filled up.
 struct Tiles {
   const Int8Form& form;
-  int64_t m, fours, count;
+  int64_t m, fours, count, least, more;  // least: rows of a tile; the first `more` tiles have one more
   std::vector<uint8_t>& memory;
   std::vector<Int8Row>& rows;
 
@@ -30,14 +30,16 @@ struct Tiles {
         m(m),
         fours(fours),
         count((m + form.rows - 1) / form.rows),
+        least(m / count),
+        more(m % count),
         memory(kept()),
         rows(kept_rows()) {
     const size_t bytes = static_cast<size_t>(m * fours * form.bytes);
     if (memory.size() < bytes) memory.resize(bytes);
     if (rows.size() < static_cast<size_t>(m)) rows.resize(static_cast<size_t>(m));
   }
-  int64_t begin(int64_t tile) const { return m * tile / count; }
-  int32_t height(int64_t tile) const { return static_cast<int32_t>(begin(tile + 1) - begin(tile)); }
+  int64_t begin(int64_t tile) const { return tile * least + std::min(tile, more); }
+  int32_t height(int64_t tile) const { return static_cast<int32_t>(least + (tile < more)); }
   uint8_t* at(int64_t tile, int64_t four = 0) const {
     return memory.data() + (begin(tile) * fours + height(tile) * four) * form.bytes;
   }
@@ -102,9 +104,16 @@ static void fill(const Int8Call& call, const Tiles& tiles, int64_t tile) {
 static const int8_t* panel_at(const Int8Call& call, int64_t p) {
   return reinterpret_cast<const int8_t*>(call.weight + call.shape.panels_at()) + p * call.shape.panel_bytes();
 }
-static void start(const Tiles& tiles, int64_t from, int64_t rows, int32_t* sums) {
-  for (int64_t r = 0; r < rows; ++r)
+// What the sums of rows [from, from + rows) for panel p start with. Where they will go is asked for at once:
+// a result that is written is read first, and comes near while rows are multiplied.
+static void start(const Int8Call& call, const Tiles& tiles, int64_t from, int64_t rows, int64_t p,
+                  int32_t* sums) {
+  const int64_t bytes = call.raw ? 4 : size_of(call.y_dtype);
+  const char* y = static_cast<const char*>(call.y) + (from * call.shape.n + p * kPanel) * bytes;
+  for (int64_t r = 0; r < rows; ++r, y += call.shape.n * bytes) {
+    __builtin_prefetch(y, 1);
     std::fill_n(sums + r * kPanel, kPanel, tiles.rows[static_cast<size_t>(from + r)].start);
+  }
 }
 static void finish(const Int8Call& call, const Tiles& tiles, int64_t from, int64_t rows, int64_t p,
                    const int32_t* sums) {
@@ -116,7 +125,7 @@ static void finish(const Int8Call& call, const Tiles& tiles, int64_t from, int64
 static void multiply(const Int8Call& call, const Tiles& tiles, int64_t first, int64_t last, int64_t p) {
   alignas(64) int32_t sums[(kMostRows + 16) * kPanel];
   const int64_t from = tiles.begin(first), rows = tiles.begin(last) - from, fours = tiles.fours;
-  start(tiles, from, rows, sums);
+  start(call, tiles, from, rows, p, sums);
   for (int64_t four = 0; four < fours; four += kDepth / kFour) {
     const int64_t some = std::min(kDepth / kFour, fours - four);
     for (int64_t t = first; t < last; ++t)
@@ -128,7 +137,7 @@ static void multiply(const Int8Call& call, const Tiles& tiles, int64_t first, in
 // The one tile of few rows by panels [p, p + count).
 static void multiply_few(const Int8Call& call, const Tiles& tiles, int64_t p, int64_t count) {
   alignas(64) int32_t sums[kPanelsAtOnce * kMostFew * kPanel];
-  for (int64_t j = 0; j < count; ++j) start(tiles, 0, call.m, sums + j * call.m * kPanel);
+  for (int64_t j = 0; j < count; ++j) start(call, tiles, 0, call.m, p + j, sums + j * call.m * kPanel);
   kernels().multiply(tiles.at(0), tiles.height(0), tiles.form, panel_at(call, p), call.shape.panel_bytes(),
                      count, tiles.fours, sums);
   for (int64_t j = 0; j < count; ++j) finish(call, tiles, 0, call.m, p + j, sums + j * call.m * kPanel);
