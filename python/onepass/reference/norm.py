@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .bits import pack, unpack
+
 Forward = tuple[Tensor, Tensor, Tensor]
 
 
@@ -50,15 +52,12 @@ def _in_memory_order(values: Tensor, input: Tensor) -> Tensor:
 
 
 def _pack(passed: Tensor, input: Tensor) -> Tensor:
-    bits = _in_memory_order(passed, input).to(torch.uint8)
-    bits = functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(1, dtype=torch.uint8)
+    return pack(_in_memory_order(passed, input))
 
 
 def _unpack(mask: Tensor, input: Tensor) -> Tensor:
-    bits = mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
     passed = torch.empty_like(_dense(input), dtype=torch.bool)
-    passed.permute(_order(passed)).view(-1).copy_(bits.view(-1)[: input.numel()])
+    passed.permute(_order(passed)).view(-1).copy_(unpack(mask, input.numel()))
     return passed
 
 
