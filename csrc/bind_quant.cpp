@@ -13,34 +13,13 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_op(Tensor input, MaybeTensor 
   check_real(op, "input", dtype_of(input));
   QuantArguments a(op, "input", input, group_size);
   const Levels levels = levels_of(op, symmetric, bits);
-  if (zero_point && (symmetric || !scale)) fail(op, ": zero_point needs symmetric=False and a scale");
-  if (scale && !symmetric && !zero_point) fail(op, ": scale with symmetric=False needs zero_point");
-  if (scale) a.take_scale(*scale);
-  if (zero_point) {
-    a.take_zero_point(*zero_point);
-    for (int64_t g = 0; g < a.call.groups.count(); ++g)
-      if (const int32_t zero = a.call.zero_point[g]; zero < levels.low || zero > levels.high)
-        fail(op, ": zero_point holds ", zero, ", expected 0..", levels.high);
-  }
+  a.take_grid(scale, zero_point, symmetric, levels);
 
-  const auto result = [&](const Sizes& sizes, ScalarType dtype) {
-    return new_on_device_of(a.main, sizes, dtype);
-  };
-  const View main = view_of(a.main);
-  Tensor values =
-      result({main.sizes, main.sizes + main.dim}, symmetric ? ScalarType::Char : ScalarType::Byte);
-  Tensor scales = result(a.wanted, ScalarType::Float);
-  Tensor zero_points = result(symmetric ? Sizes{0} : a.wanted, ScalarType::Int);
-  if (scale) {
-    torch::stable::copy_(scales, *scale);
-    if (zero_point) torch::stable::copy_(zero_points, *zero_point);
-  }
+  Tensor values = a.result(a.sizes(), symmetric ? ScalarType::Char : ScalarType::Byte);
+  const auto [scales, zero_points] = a.new_grid(scale, zero_point);
   a.call.dtype = a.given.dtype;
-  a.call.is_signed = symmetric;
   a.call.real = a.main.data_ptr();
   a.call.whole = values.data_ptr();
-  a.call.scale = static_cast<float*>(scales.data_ptr());
-  a.call.zero_point = symmetric ? nullptr : static_cast<int32_t*>(zero_points.data_ptr());
   quantize(a.call, scale.has_value(), symmetric, levels);
   return {values, scales, zero_points};
 }
@@ -55,9 +34,7 @@ static Tensor dequantize_op(Tensor input, Tensor scale, MaybeTensor zero_point, 
   a.take_scale(scale);
   if (zero_point && zero_point->numel() > 0) a.take_zero_point(*zero_point);
 
-  const View main = view_of(a.main);
-  const Sizes sizes(main.sizes, main.sizes + main.dim);
-  Tensor output = new_on_device_of(a.main, sizes, dtype.value_or(ScalarType::Float));
+  Tensor output = a.result(a.sizes(), dtype.value_or(ScalarType::Float));
   check_real(op, "dtype", dtype_of(output));
   a.call.dtype = dtype_of(output);
   a.call.is_signed = whole == ScalarType::Char;

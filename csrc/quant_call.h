@@ -59,22 +59,53 @@ struct QuantArguments {
     return in_order(came);
   }
 
-  // The memory of an argument that has a value a group.
-  void* of_groups(const char* name, const Tensor& t, ScalarType dtype, const char* dtype_name) {
+  // The memory of another argument, of which dtype and shape are known. why: the shape is that.
+  void* other(const char* name, const Tensor& t, ScalarType dtype, const char* dtype_name, const Sizes& sizes,
+              const char* why) {
     const View v = view_of(t);
     if (v.on_cpu != given.on_cpu || v.device_index != given.device_index)
       fail(op, ": ", name, " is on another device");
     if (t.scalar_type() != dtype) fail(op, ": ", name, " has another dtype, expected ", dtype_name);
-    if (v.dim != static_cast<int>(wanted.size()) || !std::equal(wanted.begin(), wanted.end(), v.sizes))
-      fail(op, ": ", name, " has shape ", Shape{v}, ", expected ", ListOf{wanted}, ": a value a group");
+    if (v.dim != static_cast<int>(sizes.size()) || !std::equal(sizes.begin(), sizes.end(), v.sizes))
+      fail(op, ": ", name, " has shape ", Shape{v}, ", expected ", ListOf{sizes}, ": ", why);
     check_storage(std::string(op) + ": " + name, v);
     return owned.emplace_back(in_order(t)).data_ptr();
   }
   void take_scale(const Tensor& t) {
-    call.scale = static_cast<float*>(of_groups("scale", t, ScalarType::Float, "torch.float32"));
+    call.scale =
+        static_cast<float*>(other("scale", t, ScalarType::Float, "torch.float32", wanted, "a value a group"));
   }
   void take_zero_point(const Tensor& t) {
-    call.zero_point = static_cast<int32_t*>(of_groups("zero_point", t, ScalarType::Int, "torch.int32"));
+    call.zero_point = static_cast<int32_t*>(
+        other("zero_point", t, ScalarType::Int, "torch.int32", wanted, "a value a group"));
+  }
+  // Where the grid is, if it is given.
+  void take_grid(const MaybeTensor& scale, const MaybeTensor& zero_point, bool symmetric,
+                 const Levels& levels) {
+    if (zero_point && (symmetric || !scale)) fail(op, ": zero_point needs symmetric=False and a scale");
+    if (scale && !symmetric && !zero_point) fail(op, ": scale with symmetric=False needs zero_point");
+    call.is_signed = symmetric;
+    if (scale) take_scale(*scale);
+    if (!zero_point) return;
+    take_zero_point(*zero_point);
+    for (int64_t g = 0; g < call.groups.count(); ++g)
+      if (const int32_t zero = call.zero_point[g]; zero < levels.low || zero > levels.high)
+        fail(op, ": zero_point holds ", zero, ", expected 0..", levels.high);
+  }
+
+  Sizes sizes() const { return {given.sizes, given.sizes + given.dim}; }
+  Tensor result(const Sizes& sizes, ScalarType dtype) const {
+    return new_on_device_of(main, sizes, dtype);
+  }
+  // scale and zero_point as they are returned: copies of what is given, or room for what will be found.
+  std::tuple<Tensor, Tensor> new_grid(const MaybeTensor& scale, const MaybeTensor& zero_point) {
+    Tensor scales = result(wanted, ScalarType::Float);
+    Tensor zero_points = result(call.is_signed ? Sizes{0} : wanted, ScalarType::Int);
+    if (scale) torch::stable::copy_(scales, *scale);
+    if (zero_point) torch::stable::copy_(zero_points, *zero_point);
+    call.scale = static_cast<float*>(scales.data_ptr());
+    call.zero_point = call.is_signed ? nullptr : static_cast<int32_t*>(zero_points.data_ptr());
+    return {scales, zero_points};
   }
 };
 

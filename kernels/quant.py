@@ -5,8 +5,7 @@ where they are longer than a tile) and writes a byte an element. The whole tenso
 which reads it for its extent and leaves that on the device. `dequantize`: one launch. What is not contiguous
 is copied first. Nothing waits for the device.
 
-Formulas and order as in csrc/rules/quant.h. Divisions are made in float64 and rounded, which is the quotient
-rounded once; multiply and add stay two operations, so that every q is that of the other backends.
+Formulas and order: quant_rules.py.
 """
 
 import torch
@@ -15,56 +14,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .machine import THREADS, programs_of
+from .quant_rules import grid_of, inverse_of, merge, steps_of
 
-_ROUNDS = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it is rounded to a whole number, to even
-_SMALLEST = tl.constexpr(2.0**-126)
 _TILE = THREADS * 8
-
-
-# --- the rule ---------------------------------------------------------------------------------------------
-@triton.jit
-def _quotient(a, b):
-    return (a.to(tl.float64) / b).to(tl.float32)
-
-
-@triton.jit
-def _inverse(scale):
-    return (1.0 / scale.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
-def _grid_of(reached, SYMMETRIC: tl.constexpr, STEPS: tl.constexpr):
-    """scale, 1 / scale, zero_point. reached: low, high, and 0 where all are finite. STEPS: the highest level;
-    the lowest is 0 or as far below it."""
-    low, high, odd = reached
-    steps = tl.full((), STEPS, tl.float64)
-    if SYMMETRIC:
-        width = _quotient(tl.maximum(high, -low), steps)
-    else:
-        width = _quotient(high, steps) - _quotient(low, steps)
-    scale = tl.maximum(width, _SMALLEST)
-    inverse = _inverse(scale)
-    zero = tl.minimum((-low * inverse + _ROUNDS) - _ROUNDS, STEPS).to(tl.int32) * (0 if SYMMETRIC else 1)
-    finite = odd == 0
-    return tl.where(finite, scale, float("nan")), tl.where(finite, inverse, 0.0), tl.where(finite, zero, 0)
-
-
-@triton.jit
-def _on_grid(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
-    v = x * inverse
-    v = tl.where(v == v, v, 0.0)
-    v = tl.minimum(tl.maximum(v, (LOW - zero).to(tl.float32)), (HIGH - zero).to(tl.float32))
-    return ((v + _ROUNDS) - _ROUNDS).to(tl.int32) + zero
-
-
-@triton.jit
-def _merge(x, low, high, odd):
-    return tl.minimum(low, x), tl.maximum(high, x), odd + (x - x)
 
 
 # --- groups -----------------------------------------------------------------------------------------------
 @triton.jit
-def _place(group, columns, size, of_row):
+def _on_grid(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
+    return steps_of(x, inverse, zero, LOW, HIGH).to(tl.int32) + zero
+
+
+@triton.jit
+def place_of(group, columns, size, of_row):
     """Where a group begins, and how long it is."""
     first = group % of_row * size
     return group // of_row * columns + first, tl.minimum(columns - first, size)
@@ -79,10 +41,10 @@ def quantize_groups(
     """A program has ROWS groups, and takes COLUMNS elements of each at a time."""
     group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = group < count
-    begin, length = _place(group, columns, size, of_row)
+    begin, length = place_of(group, columns, size, of_row)
     length = tl.where(there, length, 0)
     if GIVEN:
-        inverse = _inverse(tl.load(scales + group, mask=there, other=1.0))
+        inverse = inverse_of(tl.load(scales + group, mask=there, other=1.0))
         zero = tl.zeros((ROWS,), tl.int32)
         if not SYMMETRIC:
             zero = tl.load(zeros + group, mask=there, other=0)
@@ -93,9 +55,9 @@ def quantize_groups(
             at = start + tl.arange(0, COLUMNS)
             inside = at[None, :] < length[:, None]
             values = tl.load(x + begin[:, None] + at[None, :], mask=inside, other=0.0).to(tl.float32)
-            low, high, odd = _merge(values, low, high, odd)
+            low, high, odd = merge(values, low, high, odd)
         reached = tl.min(low, 1), tl.max(high, 1), tl.sum(odd, 1)
-        scale, inverse, zero = _grid_of(reached, SYMMETRIC, HIGH)
+        scale, inverse, zero = grid_of(reached, SYMMETRIC, HIGH)
         tl.store(scales + group, scale, mask=there)
         if not SYMMETRIC:
             tl.store(zeros + group, zero, mask=there)
@@ -116,7 +78,7 @@ def dequantize_groups(
     program = tl.program_id(0).to(tl.int64)
     group = program // tiles * ROWS + tl.arange(0, ROWS)
     there = group < count
-    begin, length = _place(group, columns, size, of_row)
+    begin, length = place_of(group, columns, size, of_row)
     at = program % tiles * COLUMNS + tl.arange(0, COLUMNS)
     inside = there[:, None] & (at[None, :] < length[:, None])
     steps = tl.load(q + begin[:, None] + at[None, :], mask=inside, other=0).to(tl.int32)
@@ -137,11 +99,22 @@ def extents(x, partials, numel, TILE: tl.constexpr):
     for start in range(tl.program_id(0).to(tl.int64) * TILE, numel, step):
         at = start + tl.arange(0, TILE)
         values = tl.load(x + at, mask=at < numel, other=0.0).to(tl.float32)
-        low, high, odd = _merge(values, low, high, odd)
+        low, high, odd = merge(values, low, high, odd)
     to = partials + tl.program_id(0) * 3
     tl.store(to, tl.min(low, 0))
     tl.store(to + 1, tl.max(high, 0))
     tl.store(to + 2, tl.sum(odd, 0))
+
+
+@triton.jit
+def reached_by_all(partials, programs, PROGRAMS: tl.constexpr):
+    """What all programs have left."""
+    mine = tl.arange(0, PROGRAMS)
+    there = mine < programs
+    low = tl.load(partials + mine * 3, mask=there, other=0.0)
+    high = tl.load(partials + mine * 3 + 1, mask=there, other=0.0)
+    odd = tl.load(partials + mine * 3 + 2, mask=there, other=0.0)
+    return tl.min(low, 0), tl.max(high, 0), tl.sum(odd, 0)
 
 
 @triton.jit
@@ -152,17 +125,12 @@ def quantize_whole(
 ):  # fmt: skip
     """Every program merges what all have left, and quantizes its tiles."""
     if GIVEN:
-        inverse = _inverse(tl.load(scales))
+        inverse = inverse_of(tl.load(scales))
         zero = tl.full((), 0, tl.int32)
         if not SYMMETRIC:
             zero = tl.load(zeros)
     else:
-        mine = tl.arange(0, PROGRAMS)
-        there = mine < programs
-        low = tl.load(partials + mine * 3, mask=there, other=0.0)
-        high = tl.load(partials + mine * 3 + 1, mask=there, other=0.0)
-        odd = tl.load(partials + mine * 3 + 2, mask=there, other=0.0)
-        scale, inverse, zero = _grid_of((tl.min(low, 0), tl.max(high, 0), tl.sum(odd, 0)), SYMMETRIC, HIGH)
+        scale, inverse, zero = grid_of(reached_by_all(partials, programs, PROGRAMS), SYMMETRIC, HIGH)
         if tl.program_id(0) == 0:
             tl.store(scales, scale)
             if not SYMMETRIC:
@@ -175,7 +143,7 @@ def quantize_whole(
 
 
 # --- launches ---------------------------------------------------------------------------------------------
-class _Groups:
+class Groups:
     """How a tensor is cut: count, columns, size and groups of a row, and the tiles of a program."""
 
     def __init__(self, shape: torch.Size, group_size: int) -> None:
@@ -196,8 +164,19 @@ class _Groups:
         return triton.cdiv(self.count, self.rows)
 
 
-def _options(device: torch.device) -> dict[str, object]:
+def options_of(device: torch.device) -> dict[str, object]:
     return {"num_warps": THREADS // programs_of(device)[1], "enable_fp_fusion": False}
+
+
+def programs_for(x: Tensor) -> int:
+    """So many go over the whole tensor, by tiles."""
+    return max(1, min(triton.cdiv(x.numel(), _TILE), programs_of(x.device)[0]))
+
+
+def extents_of(x: Tensor, programs: int) -> Tensor:
+    partials = x.new_empty(programs, 3, dtype=torch.float32)
+    extents[(programs,)](x, partials, x.numel(), TILE=_TILE, **options_of(x.device))
+    return partials
 
 
 @torch.no_grad()
@@ -212,7 +191,7 @@ def quantize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     half = 2 ** (bits - 1) - 1
     low, high = (-half, half) if symmetric else (0, 2**bits - 1)
-    x, groups, given = input.contiguous(), _Groups(input.shape, group_size), scale is not None
+    x, groups, given = input.contiguous(), Groups(input.shape, group_size), scale is not None
     values = torch.empty_like(x, dtype=torch.int8 if symmetric else torch.uint8)
     scales = x.new_empty(groups.shape, dtype=torch.float32)
     zeros = x.new_empty([0] if symmetric else groups.shape, dtype=torch.int32)
@@ -220,15 +199,13 @@ def quantize(
         scales.copy_(scale)
     if zero_point is not None:
         zeros.copy_(zero_point)
-    common = {"GIVEN": given, "SYMMETRIC": symmetric, "LOW": low, "HIGH": high, **_options(x.device)}
+    common = {"GIVEN": given, "SYMMETRIC": symmetric, "LOW": low, "HIGH": high, **options_of(x.device)}
     if groups.count == 0:
         return values, scales, zeros
     with torch.cuda.device_of(x):
         if group_size == 0:
-            programs = max(1, min(triton.cdiv(x.numel(), _TILE), programs_of(x.device)[0]))
-            partials = None if given else x.new_empty(programs, 3, dtype=torch.float32)
-            if partials is not None:
-                extents[(programs,)](x, partials, x.numel(), TILE=_TILE, **_options(x.device))
+            programs = programs_for(x)
+            partials = None if given else extents_of(x, programs)
             tiles = {"PROGRAMS": triton.next_power_of_2(programs), "TILE": _TILE}
             outputs = (values, partials, scales, zeros)
             quantize_whole[(programs,)](x, *outputs, x.numel(), programs, **tiles, **common)
@@ -249,7 +226,7 @@ def dequantize(
     group_size: int = -1,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    q, groups = input.contiguous(), _Groups(input.shape, group_size)
+    q, groups = input.contiguous(), Groups(input.shape, group_size)
     x = torch.empty_like(q, dtype=dtype or torch.float32)
     zeros = None if zero_point is None or zero_point.numel() == 0 else zero_point.contiguous()
     if x.numel() == 0:
@@ -258,6 +235,6 @@ def dequantize(
     with torch.cuda.device_of(q):
         dequantize_groups[(groups.programs() * tiles,)](
             q, x, scale.contiguous(), zeros, *groups.arguments(), tiles, HAS_ZEROS=zeros is not None,
-            ROWS=groups.rows, COLUMNS=groups.tile, **_options(q.device),
+            ROWS=groups.rows, COLUMNS=groups.tile, **options_of(q.device),
         )  # fmt: skip
     return x

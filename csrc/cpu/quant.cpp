@@ -71,9 +71,6 @@ Extent extent(const void* from, int64_t n) {
   return all;
 }
 
-// 1.5 * 2^23: what is added to it is rounded to a whole number, to even, and stands in the lowest bits.
-constexpr float kRounds = 12582912.0f;
-
 template <class S>
 void quantize(const void* from, int64_t n, const Grid& grid, const Levels& levels, void* to) {
   const S* x = static_cast<const S*>(from);

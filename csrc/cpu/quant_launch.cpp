@@ -1,55 +1,18 @@
 #include "quant_launch.h"
 
-#include <algorithm>
 #include <vector>
 
-#include "isa.h"
-#include "parallel.h"
+#include "quant_groups.h"
 
 namespace onepass {
 
-static const QuantKernels& kernels() { return *current_isa().quant; }
-static int of(DType dtype) { return static_cast<int>(dtype); }
-static char* element(void* data, int64_t i, int64_t size) { return static_cast<char*>(data) + i * size; }
-
-// --- groups -----------------------------------------------------------------------------------------------
-static Grid grid_of(const QuantCall& call, int64_t group) {
-  return Grid::given(call.scale[group], call.zero_point ? call.zero_point[group] : 0);
-}
-static void keep(const QuantCall& call, int64_t group, const Grid& grid) {
-  call.scale[group] = grid.scale;
-  if (call.zero_point) call.zero_point[group] = grid.zero_point;
-}
-static Extent extent(const QuantCall& call, int64_t from, int64_t n) {
-  return kernels().extent[of(call.dtype)](element(call.real, from, size_of(call.dtype)), n);
-}
 static void put(const QuantCall& call, int64_t from, int64_t n, const Grid& grid, const Levels& levels) {
   const char* x = element(call.real, from, size_of(call.dtype));
-  kernels().quantize[of(call.dtype)](x, n, grid, levels, element(call.whole, from, 1));
+  current_isa().quant->quantize[of(call.dtype)](x, n, grid, levels, element(call.whole, from, 1));
 }
 static void take(const QuantCall& call, int64_t from, int64_t n, const Grid& grid) {
   char* x = element(call.real, from, size_of(call.dtype));
-  kernels().dequantize[of(call.dtype)](element(call.whole, from, 1), n, grid, call.is_signed, x);
-}
-
-// --- in parallel ------------------------------------------------------------------------------------------
-// body(group) for all of them.
-template <class Body>
-static void each_group(const Groups& groups, const Body& body) {
-  const int64_t pieces = pieces_of(groups.numel()), count = groups.count();
-  in_parallel(pieces, [&](int64_t k) {
-    for (int64_t g = count * k / pieces; g < count * (k + 1) / pieces; ++g) body(g);
-  });
-}
-// body(piece, from, n) for pieces of a group that is all there is.
-template <class Body>
-static void each_piece(int64_t numel, int64_t pieces, const Body& body) {
-  constexpr int64_t kLineOfBytes = 64;
-  const int64_t lines = (numel + kLineOfBytes - 1) / kLineOfBytes;
-  in_parallel(pieces, [&](int64_t k) {
-    const int64_t from = lines * k / pieces * kLineOfBytes;
-    body(k, from, std::min(lines * (k + 1) / pieces * kLineOfBytes, numel) - from);
-  });
+  current_isa().quant->dequantize[of(call.dtype)](element(call.whole, from, 1), n, grid, call.is_signed, x);
 }
 
 static void quantize_whole(const QuantCall& call, bool given, bool symmetric, const Levels& levels) {

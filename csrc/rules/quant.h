@@ -54,6 +54,9 @@ struct Grid {
   static ONEPASS_HD Grid given(float scale, int32_t zero_point) { return {scale, 1 / scale, zero_point}; }
 };
 
+// 1.5 * 2^23: what is added to it is rounded to a whole number, to even, and stands in the lowest bits.
+constexpr float kRounds = 12582912.0f;
+
 // q - zero_point, before it is rounded; (q - zero_point) * scale is the way back. NaN becomes zero. T may be
 // a vector.
 template <class T, class S>
