@@ -47,10 +47,12 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/int8.cpp": ["-Wno-maybe-uninitialized"],
     "csrc/cpu/int8_weight.cpp": ["-Wno-maybe-uninitialized", "-Wno-uninitialized"],
     "csrc/cpu/quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
+    "csrc/cpu/fake_quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
-HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind", "bind_quant", "bind_int8")]
-HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "quant_launch", "int8_launch", "isa")]
-HOST += ["csrc/cpu/int8_weight_launch.cpp"]
+HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
+HOST += [f"csrc/bind_{name}.cpp" for name in ("quant", "fake_quant", "int8")]
+HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "int8_launch", "int8_weight_launch")]
+HOST += [f"csrc/cpu/{name}.cpp" for name in ("quant_launch", "fake_quant_launch", "isa")]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
 EVERYWHERE = ["csrc/bind_norm.cpp"]
 

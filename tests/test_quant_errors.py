@@ -16,10 +16,13 @@ def _call(op: str, **changes) -> dict:
     calls = {
         "quantize": {"input": x, "scale": None, "zero_point": None, "symmetric": True, "bits": 8, **kept},
         "dequantize": {"input": x.to(torch.int8), "scale": torch.ones(4, 1), "zero_point": None, **kept},
+        "fake_quant_bwd": {"grad_output": x, "mask": torch.ones(3, dtype=torch.uint8), **LEARNED, **kept},
     }
+    calls["fake_quant_fwd"] = calls["quantize"]
     return {**calls[op], **changes}
 
 
+LEARNED = {"input": torch.ones(4, 6), "scale": torch.ones(4, 1), "zero_point": None, "symmetric": True}
 ZEROS = torch.zeros(4, 1, dtype=torch.int32)
 REFUSED = [
     (
@@ -68,7 +71,38 @@ REFUSED = [
         "zero_point has shape [3, 1], expected [4, 1]: a value a group",
     ),
     ("dequantize", {"dtype": torch.float64}, "dtype has a dtype that is not served"),
+    ("fake_quant_bwd", {"grad_output": torch.ones(4, 6).double()}, "grad_output has a dtype that is not"),
+    ("fake_quant_bwd", {"group_size": -2}, "group_size is -2, expected -1"),
+    ("fake_quant_bwd", {"bits": 9}, "bits is 9, expected 7 or 8"),
+    (
+        "fake_quant_bwd",
+        {"mask": torch.ones(4, dtype=torch.uint8)},
+        "mask has shape [4], expected [3]: a bit an element",
+    ),
+    ("fake_quant_bwd", {"mask": torch.ones(3)}, "mask has another dtype, expected torch.uint8"),
+    ("fake_quant_bwd", {"scale": None}, "input and scale are given both or not at all"),
+    ("fake_quant_bwd", {"input": None}, "input and scale are given both or not at all"),
+    (
+        "fake_quant_bwd",
+        {"input": torch.ones(4, 7)},
+        "input has shape [4, 7], expected [4, 6]: that of grad_output",
+    ),
+    (
+        "fake_quant_bwd",
+        {"input": torch.ones(4, 6).bfloat16()},
+        "input has another dtype, expected that of grad_output",
+    ),
+    ("fake_quant_bwd", {"scale": torch.ones(4)}, "scale has shape [4], expected [4, 1]: a value a group"),
+    ("fake_quant_bwd", {"zero_point": ZEROS}, "zero_point needs symmetric=False and a scale"),
+    ("fake_quant_bwd", {"symmetric": False}, "scale with symmetric=False needs zero_point"),
+    (
+        "fake_quant_bwd",
+        {"symmetric": False, "zero_point": ZEROS - 1},
+        "zero_point holds -1, expected 0..255",
+    ),
 ]
+# Both find or take a grid.
+REFUSED += [("fake_quant_fwd", *rest) for op, *rest in REFUSED if op == "quantize"]
 
 
 @each_variant
@@ -78,9 +112,20 @@ def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str
 
 
 @each_variant
-@pytest.mark.parametrize("op", ("quantize", "dequantize"))
-def test_freed_memory_is_refused(variant, op: str):
+@pytest.mark.parametrize(
+    "op, name",
+    (
+        ("quantize", "input"),
+        ("dequantize", "input"),
+        ("fake_quant_fwd", "input"),
+        ("fake_quant_bwd", "grad_output"),
+        ("fake_quant_bwd", "mask"),
+        ("fake_quant_bwd", "input"),
+    ),
+)
+def test_freed_memory_is_refused(variant, op: str, name: str):
     arguments = _call(op)
-    arguments["input"].untyped_storage().resize_(0)
-    with variant.use(), pytest.raises(RuntimeError, match=f"{op}: input has no storage: it was freed"):
+    arguments[name] = arguments[name].clone()
+    arguments[name].untyped_storage().resize_(0)
+    with variant.use(), pytest.raises(RuntimeError, match=f"{op}: {name} has no storage: it was freed"):
         getattr(OPS, op)(**arguments)

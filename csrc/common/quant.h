@@ -18,6 +18,8 @@ struct Groups {
   int64_t begin(int64_t group) const {
     return of_row() == 1 ? group * columns : group / of_row() * columns + group % of_row() * size;
   }
+  // The group that has this element.
+  int64_t holding(int64_t i) const { return i / columns * of_row() + i % columns / size; }
   int64_t length(int64_t group) const {
     const int64_t left = columns - group % of_row() * size;
     return left < size ? left : size;
@@ -32,6 +34,16 @@ struct QuantCall {
   void* whole = nullptr;
   float* scale = nullptr;         // a group each
   int32_t* zero_point = nullptr;  // null: all zero
+};
+
+// There and back in one pass, and the gradients of that.
+struct FakeQuantCall : QuantCall {
+  Levels levels{};
+  void* output = nullptr;
+  uint8_t* mask = nullptr;  // a bit an element: inside the range?
+  const void* grad_output = nullptr;
+  void* grad_input = nullptr;
+  float* grad_scale = nullptr;  // a group each; null: not wanted, and neither real nor scale is there
 };
 
 }  // namespace onepass

@@ -13,6 +13,7 @@ namespace onepass {
   extern const KernelTable kernels;                   \
   extern const NormKernels norm_kernels;              \
   extern const QuantKernels quant_kernels;            \
+  extern const FakeQuantKernels fake_quant_kernels;   \
   extern const Int8Kernels int8_kernels;              \
   extern const Int8WeightKernels int8_weight_kernels; \
   }
@@ -25,6 +26,7 @@ const std::vector<Isa>& built_isas() {
    &name::kernels,             \
    &name::norm_kernels,        \
    &name::quant_kernels,       \
+   &name::fake_quant_kernels,  \
    &name::int8_kernels,        \
    &name::int8_weight_kernels, \
    opt_in},
@@ -63,6 +65,17 @@ static const QuantKernels& idle_quant() {
   }();
   return kernels;
 }
+static const FakeQuantKernels& idle_fake_quant() {
+  static const FakeQuantKernels kernels = [] {
+    FakeQuantKernels table{};
+    for (int t = 0; t < kRealDTypes; ++t) {
+      table.forward[t] = [](const FakeQuantCall&, const Grid&, int64_t, int64_t) {};
+      table.backward[t] = [](const FakeQuantCall&, const Grid&, int64_t, int64_t) { return 0.0; };
+    }
+    return table;
+  }();
+  return kernels;
+}
 static const Int8Kernels& idle_int8() {
   static constexpr Int8Form form{1, kFour, 0, 0};
   static const Int8Kernels kernels{
@@ -94,8 +107,9 @@ static const Isa& idle() {
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();
-  static const Isa isa{"idle", &kernels, &idle_norm(), &idle_quant(), &idle_int8(), &idle_int8_weight(),
-                       true};
+  static const Isa isa{
+      "idle", &kernels, &idle_norm(), &idle_quant(), &idle_fake_quant(), &idle_int8(), &idle_int8_weight(),
+      true};
   return isa;
 }
 

@@ -9,6 +9,7 @@
 #include "../common/optim_spec.h"
 #include "../common/plan.h"
 #include "../rules/stats.h"
+#include "fake_quant_kernels.h"
 #include "int8_kernels.h"
 #include "int8_weight_kernels.h"
 #include "norm_kernels.h"
@@ -57,6 +58,7 @@ struct Isa {
   const KernelTable* kernels;
   const NormKernels* norm;
   const QuantKernels* quant;
+  const FakeQuantKernels* fake_quant;
   const Int8Kernels* int8;
   const Int8WeightKernels* int8_weight;
   bool opt_in;  // runs only when asked for

@@ -33,7 +33,15 @@ from .norm_checks import (
     new_input_grads,
     new_moments,
 )
-from .quant_checks import dequantize, new_dequantized, new_quantized, quantize
+from .quant_checks import (
+    dequantize,
+    fake_quant_bwd,
+    new_dequantized,
+    new_fake_quant_grads,
+    new_fake_quantized,
+    new_quantized,
+    quantize,
+)
 
 __all__ = [
     "accumulate",
@@ -46,6 +54,7 @@ __all__ = [
     "batch_norm_stats",
     "clip_grads",
     "dequantize",
+    "fake_quant_bwd",
     "grad_stats",
     "int8_linear",
     "int8_mm",
@@ -55,6 +64,8 @@ __all__ = [
     "new_backward",
     "new_backward_sums",
     "new_dequantized",
+    "new_fake_quant_grads",
+    "new_fake_quantized",
     "new_forward",
     "new_input_grads",
     "new_linear",

@@ -211,12 +211,13 @@ _NORMS = (
 # x = (q - zero_point) * scale. q: int8 if symmetric (-127..127; 7 bits: -63..63), else uint8 (0..255;
 # 0..127). scale, zero_point (empty if symmetric): float32 and int32, one a group. group_size: elements of the
 # last dimension in a group; -1: all of it, 0: the whole tensor. scale's shape: the input's but for the last
-# dimension, and the groups of a row; [] for the whole tensor.
+# dimension, and the groups of a row; [] for the whole tensor. mask: uint8, a bit an element in the order of
+# rows, the first in the lowest bit: was it inside the range, and not cut off? NaN is not.
+_GRID = "Tensor? scale=None, Tensor? zero_point=None, *, int group_size=-1, bool symmetric=True, int bits=8"
 _QUANTS = (
     Op(
         name="quantize",
-        schema="(Tensor input, Tensor? scale=None, Tensor? zero_point=None, *, int group_size=-1, "
-        "bool symmetric=True, int bits=8) -> (Tensor values, Tensor scales, Tensor zero_points)",
+        schema=f"(Tensor input, {_GRID}) -> (Tensor values, Tensor scales, Tensor zero_points)",
         writing="",
         doc="real numbers to 8-bit whole ones, by given scales or the finest that hold them",
         reference="onepass.reference.quant:quantize",
@@ -239,6 +240,34 @@ _QUANTS = (
         bytes_per_element=5,
         bench="int8",
         triton="onepass.kernels.quant:dequantize",
+        cpp=("CPU",),
+    ),
+    Op(
+        name="fake_quant_fwd",
+        schema=f"(Tensor input, {_GRID}) -> (Tensor output, Tensor mask, Tensor scales, Tensor zero_points)",
+        writing="",
+        doc="quantize and dequantize in one pass, and what was not cut off",
+        reference="onepass.reference.fake_quant:fake_quant_fwd",
+        check="quantize",
+        fake="new_fake_quantized",
+        bytes_per_element=8,
+        bench="int8",
+        triton="onepass.kernels.fake_quant:fake_quant_fwd",
+        cpp=("CPU",),
+        autograd="onepass.quant_autograd:fake_quant_fwd",
+    ),
+    Op(
+        name="fake_quant_bwd",
+        schema=f"(Tensor grad_output, Tensor mask, Tensor? input=None, {_GRID}) -> "
+        "(Tensor grad_input, Tensor grad_scale)",
+        writing="",
+        doc="gradients of fake quantization, straight through; of scales, too, given the input (12 bytes)",
+        reference="onepass.reference.fake_quant:fake_quant_bwd",
+        check="fake_quant_bwd",
+        fake="new_fake_quant_grads",
+        bytes_per_element=8,
+        bench="int8",
+        triton="onepass.kernels.fake_quant:fake_quant_bwd",
         cpp=("CPU",),
     ),
 )

@@ -89,6 +89,12 @@ def quantize(
     )
 
 
+def _steps(values: Tensor, zero_point: Tensor | None, group_size: int) -> Tensor:
+    """q - zero_point of each group, [groups, elements]."""
+    steps = _in_groups(values.to(torch.int32), group_size)
+    return steps if zero_point is None or zero_point.numel() == 0 else steps - zero_point.reshape(-1, 1)
+
+
 def dequantize(
     input: Tensor,
     scale: Tensor,
@@ -97,8 +103,5 @@ def dequantize(
     group_size: int = -1,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    steps = _in_groups(input.to(torch.int32), group_size)
-    if zero_point is not None and zero_point.numel() > 0:
-        steps = steps - zero_point.reshape(-1, 1)
-    x = steps.float() * scale.reshape(-1, 1)
+    x = _steps(input, zero_point, group_size).float() * scale.reshape(-1, 1)
     return _from_groups(x, input.shape, group_size).to(dtype or torch.float32).contiguous()

@@ -234,6 +234,8 @@ for _name, (_build, _settings) in _NORMS.items():
 for _name, _build, _settings in (
     ("quantize", quant_cases.quantize, quant_cases.QUANTIZE),
     ("dequantize", quant_cases.dequantize, quant_cases.DEQUANTIZE),
+    ("fake_quant_fwd", quant_cases.quantize, quant_cases.FAKE_QUANT_FWD),
+    ("fake_quant_bwd", quant_cases.fake_quant_bwd, quant_cases.FAKE_QUANT_BWD),
 ):
     CASES[_name] = tuple(
         Case(name, partial(_build, **settings), quant_cases.dtypes(name))

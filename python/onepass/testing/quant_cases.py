@@ -9,6 +9,7 @@ from ..quant_checks import scale_shape
 
 Settings = dict[str, Any]
 REAL = (torch.float32, torch.bfloat16, torch.float16)
+_NAN, _INF = float("nan"), float("inf")
 
 
 def _values(rng: torch.Generator, shape: Sequence[int], std: float, mean: float) -> torch.Tensor:
@@ -25,6 +26,7 @@ def quantize(
     mean: float = 0.0,
     spoil: Sequence[float] = (),
     transposed: bool = False,
+    misaligned: bool = False,
     given: bool = False,
     given_scale: float = 0.02,
     group_size: int = -1,
@@ -37,6 +39,8 @@ def quantize(
         input[row, -1 - row] = value
     if transposed:
         input = input.transpose(0, 1).contiguous().transpose(0, 1)
+    if misaligned:
+        input = input.new_zeros(input.numel() + 2)[1:-1].view(input.shape).copy_(input)
     call: Settings = {"input": input, "scale": None, "zero_point": None}
     if given:
         kept = scale_shape(input.shape, group_size)
@@ -44,6 +48,25 @@ def quantize(
         if not symmetric:
             call["zero_point"] = torch.randint(0, 2**bits, kept, generator=rng, dtype=torch.int32).to(device)
     return {**call, "group_size": group_size, "symmetric": symmetric, "bits": bits}
+
+
+def fake_quant_bwd(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    learned: bool = False,
+    bad_grads: bool = False,
+    **settings: Any,
+) -> Settings:
+    """learned: with input and scale. bad_grads: NaN and inf among the gradients. The mask's bits are any."""
+    call = quantize(rng, dtype, device, given=learned, **settings)
+    input = call.pop("input")
+    grad = torch.empty_like(input).copy_(_values(rng, input.shape, 1.0, 0.0))
+    if bad_grads:
+        grad[:, ::3], grad[1::2, ::4] = _NAN, _INF
+    mask = torch.randint(0, 256, ((grad.numel() + 7) // 8,), generator=rng, dtype=torch.uint8).to(device)
+    return {"grad_output": grad, "mask": mask, "input": input if learned else None, **call}
 
 
 def dequantize(
@@ -74,7 +97,6 @@ def dequantize(
     }
 
 
-_NAN, _INF = float("nan"), float("inf")
 _UNSIGNED: Settings = {"symmetric": False}
 _COMMON: dict[str, Settings] = {
     "plain": {},
@@ -117,6 +139,30 @@ QUANTIZE: dict[str, Settings] = {
     "huge_unsigned": {"std": 1e38, **_UNSIGNED},
     "tiny": {"std": 1e-38},
     "tiny_unsigned": {"std": 1e-40, **_UNSIGNED},
+}
+# Groups that begin and end within a byte of the mask; long ones, that several threads share.
+_ACROSS_BYTES: dict[str, Settings] = {
+    "across_bytes": {"shape": (13, 35), "group_size": 19},
+    "across_bytes_unsigned": {"shape": (13, 83), "group_size": 37, **_UNSIGNED},
+    "single": {"shape": (3, 21), "group_size": 1},
+    "misaligned": {"misaligned": True, "shape": (9, 64)},
+    "long_rows": {"shape": (2, 40_001)},
+    "long_groups": {"shape": (2, 50_001), "group_size": 33_001, **_UNSIGNED},
+}
+FAKE_QUANT_FWD: dict[str, Settings] = {
+    **QUANTIZE,
+    **_ACROSS_BYTES,
+    **{f"given_{name}": {"given": True, **settings} for name, settings in _ACROSS_BYTES.items()},
+    "given_coarse": {"given": True, "given_scale": 0.5, "bits": 7},
+}
+_PASSED = _COMMON | _ACROSS_BYTES
+FAKE_QUANT_BWD: dict[str, Settings] = {
+    **_PASSED,
+    "bad_grads": {"bad_grads": True},
+    **{f"learned_{name}": {"learned": True, **settings} for name, settings in _PASSED.items()},
+    "learned_seven_bits": {"learned": True, "bits": 7},
+    "learned_and_spoilt": {"learned": True, "spoil": (_NAN, _INF, -_INF)},
+    "learned_bad_grads": {"learned": True, "bad_grads": True},
 }
 DEQUANTIZE: dict[str, Settings] = {**_COMMON, "no_zero_point": {"empty_zero_point": True}}
 

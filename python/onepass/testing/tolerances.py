@@ -57,5 +57,5 @@ FLOOR = 1e-2
 # What is summed over a batch, or taken from it: its terms are as large as the largest result and cancel
 # freely, so that nothing small is known better than the large.
 CANCELS = frozenset({"output", "stats", "moments", "sums", "grad_weight", "grad_bias"})
-CANCELS |= {"grad_input", "grad_residual", "running_mean", "running_var"}
+CANCELS |= {"grad_input", "grad_residual", "grad_scale", "running_mean", "running_var"}
 FLOOR_OF_SUMS = 4.0
