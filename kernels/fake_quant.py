@@ -51,10 +51,10 @@ def _pack(inside, AXIS: tl.constexpr):
 def grids_of_groups(
     x, y, bits, scales, zeros, count, columns, size, of_row,
     SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    ALIGNED: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """A program finds the scales of ROWS groups, and, where they are ALIGNED, brings them there and back."""
-    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)
     there = group < count
     begin, length = place_of(group, columns, size, of_row)
     length = tl.where(there, length, 0)
@@ -84,10 +84,11 @@ def grids_of_groups(
 def grads_of_groups(
     g, x, bits, dx, sums, scales, zeros, count, columns, size, of_row, parts,
     SYMMETRIC: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    ALIGNED: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr, TILES: tl.constexpr,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr, INDEX: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """A program has TILES tiles, one of the `parts`, of ROWS groups. sums: [groups, parts]."""
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0).to(INDEX)
     group, part = program // parts * ROWS + tl.arange(0, ROWS), program % parts
     there = group < count
     begin, length = place_of(group, columns, size, of_row)
@@ -109,7 +110,7 @@ def grads_of_groups(
         grad = tl.load(g + at, mask=held, other=0.0)
         v = tl.load(x + at, mask=held, other=0.0).to(tl.float32)
         tl.store(dx + at, tl.where(inside, grad, 0.0), mask=held)
-        moved = scale_grad(v, steps_of(v, inverse, zero, LOW, HIGH), inside, scale)
+        moved = scale_grad(v, steps_of(v, inverse, zero, LOW, HIGH), inside, scale, inverse)
         terms = tl.where(held, grad.to(tl.float32) * moved, 0.0)
         total += tl.sum(tl.sum(terms, 2), 1).to(tl.float64)
     tl.store(sums + group * parts + part, total.to(sums.dtype.element_ty), mask=there)
@@ -206,19 +207,30 @@ class _Cut:
     def __init__(self, shape: torch.Size, group_size: int, symmetric: bool, bits: int) -> None:
         half = 2 ** (bits - 1) - 1
         low, high = (-half, half) if symmetric else (0, 2**bits - 1)
-        self.groups, self.whole = Groups(shape, group_size), group_size == 0
+        self.groups = Groups(shape, group_size)
         self.levels = {"SYMMETRIC": symmetric, "LOW": low, "HIGH": high}
         self.aligned = self.groups.columns % 8 == 0 and self.groups.size % 8 == 0
         self.vectors = max(1, self.groups.tile // 8)
         self.rows = _TILE // (8 * self.vectors)
         self.programs = triton.cdiv(self.groups.count, self.rows)
+        self.parts = triton.cdiv(self.groups.size, _PART * self.vectors * 8)
 
-    def tiles(self) -> dict[str, int | bool]:
-        return {"ALIGNED": self.aligned, "ROWS": self.rows, "VECTORS": self.vectors}
+    def tiles(self, numel: int) -> dict[str, object]:
+        return {"ALIGNED": self.aligned, "ROWS": self.rows, "VECTORS": self.vectors, "INDEX": _index(numel)}
 
 
-def _over_memory(numel: int) -> dict[str, object]:
-    return {"INDEX": tl.int32 if numel < 2**31 - _SIZE else tl.int64, "SIZE": _SIZE}
+def _index(numel: int) -> tl.dtype:
+    """Of offsets, which reach a little beyond the last element."""
+    return tl.int32 if numel < 2**31 - _PART * _TILE else tl.int64
+
+
+def _find_whole(x: Tensor, scales: Tensor, zeros: Tensor, cut: _Cut) -> None:
+    programs = programs_for(x)
+    levels = {"SYMMETRIC": cut.levels["SYMMETRIC"], "HIGH": cut.levels["HIGH"]}
+    settle_grid[(1,)](
+        extents_of(x, programs), scales, zeros, programs, PROGRAMS=triton.next_power_of_2(programs),
+        **levels, **options_of(x.device),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -232,32 +244,27 @@ def fake_quant_fwd(
     bits: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, cut = input.contiguous(), _Cut(input.shape, group_size, symmetric, bits)
-    y, numel, groups = torch.empty_like(x), x.numel(), cut.groups
-    mask = x.new_empty((numel + 7) // 8, dtype=torch.uint8)
+    numel, groups, options = x.numel(), cut.groups, options_of(x.device)
     scales = x.new_empty(groups.shape, dtype=torch.float32)
     zeros = x.new_empty([0] if symmetric else groups.shape, dtype=torch.int32)
-    results, options = (y, mask, scales, zeros), options_of(x.device)
+    results = torch.empty_like(x), x.new_empty((numel + 7) // 8, dtype=torch.uint8), scales, zeros
     with torch.cuda.device_of(x):
         if scale is not None:
             scales.copy_(scale)
             if zero_point is not None:
                 zeros.copy_(zero_point)
-        elif cut.whole:
-            programs = programs_for(x)
-            settle_grid[(1,)](
-                extents_of(x, programs), scales, zeros, programs, SYMMETRIC=symmetric,
-                HIGH=cut.levels["HIGH"], PROGRAMS=triton.next_power_of_2(programs), **options,
-            )  # fmt: skip
+        elif groups.count == 1:
+            _find_whole(x, scales, zeros, cut)
         elif groups.count > 0:
             grids_of_groups[(cut.programs,)](
-                x, *results, *groups.arguments(), **cut.levels, **cut.tiles(), **options
+                x, *results, *groups.arguments(), **cut.levels, **cut.tiles(numel), **options
             )
-            if cut.aligned:
+            if cut.aligned:  # then it has done all
                 return results
         if numel > 0:
             put_all[(triton.cdiv(numel, _SIZE),)](
-                x, *results, numel, *groups.arguments()[1:],
-                WHOLE=cut.whole, ALIGNED=cut.aligned, **cut.levels, **_over_memory(numel), **options,
+                x, *results, numel, *groups.arguments()[1:], WHOLE=groups.count == 1, ALIGNED=cut.aligned,
+                INDEX=_index(numel), SIZE=_SIZE, **cut.levels, **options,
             )  # fmt: skip
     return results
 
@@ -274,27 +281,24 @@ def fake_quant_bwd(
     symmetric: bool = True,
     bits: int = 8,
 ) -> tuple[Tensor, Tensor]:
-    g, cut, passed = (
-        grad_output.contiguous(),
-        _Cut(grad_output.shape, group_size, symmetric, bits),
-        mask.contiguous(),
-    )
+    g, passed = grad_output.contiguous(), mask.contiguous()
     dx, numel, options = torch.empty_like(g), g.numel(), options_of(g.device)
     if input is None or scale is None:
         with torch.cuda.device_of(g):
             if numel > 0:
-                pass_all[(triton.cdiv(numel, _SIZE),)](g, passed, dx, numel, **_over_memory(numel), **options)
+                pass_all[(triton.cdiv(numel, _SIZE),)](
+                    g, passed, dx, numel, INDEX=_index(numel), SIZE=_SIZE, **options
+                )
         return dx, g.new_empty(0, dtype=torch.float32)
-    groups = cut.groups
-    parts = triton.cdiv(min(groups.size, max(1, groups.columns)), _PART * cut.vectors * 8)
-    grad_scale = g.new_empty(groups.shape, dtype=torch.float32)
-    sums = grad_scale if parts == 1 else g.new_empty(groups.count, parts, dtype=torch.float64)
+    cut = _Cut(g.shape, group_size, symmetric, bits)
+    count, parts = cut.groups.count, cut.parts
+    grad_scale = g.new_empty(cut.groups.shape, dtype=torch.float32)
+    sums = grad_scale if parts == 1 else g.new_empty(count, parts, dtype=torch.float64)
     zeros = None if zero_point is None else zero_point.contiguous()
     with torch.cuda.device_of(g):
-        if groups.count > 0:
+        if count > 0:
             grads_of_groups[(cut.programs * parts,)](
-                g, input.contiguous(), passed, dx, sums, scale.contiguous(), zeros,
-                *groups.arguments(), parts,
-                **cut.levels, **cut.tiles(), TILES=_PART, **options,
+                g, input.contiguous(), passed, dx, sums, scale.contiguous(), zeros, *cut.groups.arguments(),
+                parts, TILES=_PART, **cut.levels, **cut.tiles(numel), **options,
             )  # fmt: skip
-    return dx, grad_scale if parts == 1 else sums.sum(1).float().view(groups.shape)
+    return dx, grad_scale if parts == 1 else sums.sum(1).float().view(grad_scale.shape)

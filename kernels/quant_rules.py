@@ -65,8 +65,8 @@ def is_inside(x, inverse, steps):
 
 
 @triton.jit
-def scale_grad(x, steps, inside, scale):
+def scale_grad(x, steps, inside, scale, inverse):
     """d output / d scale. Of the scale's two parts, of 12 bits each, products with steps are exact."""
     high = (scale.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
     off = (x - steps * high) - steps * (scale - high)
-    return tl.where(inside, off * -inverse_of(scale), steps)
+    return tl.where(inside, off * -inverse, steps)
