@@ -17,8 +17,13 @@ AREAS = {
     "amp": ("amp", "steps under a GradScaler, and sums of gradients, against torch's"),
     "norm": ("norm", "batch normalization, its residual and activation, against torch's"),
     "int8": ("int8", "linear layers in 8 bits against torch's, in 8 bits and in floats"),
+    "fake_quant": ("fake_quant", "fake quantization, forward and both ways, against torch's"),
 }
-_PLOTS = {"norm": "norm_plot", "int8": "int8_plot"}  # the modules that draw, where it is not "plot"
+_PLOTS = {
+    "norm": "norm_plot",
+    "int8": "int8_plot",
+    "fake_quant": "fake_quant_plot",
+}  # the modules that draw, where it is not "plot"
 _PICTURES = (".png", ".svg", ".pdf")
 
 

@@ -254,6 +254,29 @@ def test_same_bits_for_any_number_of_threads(
     assert all(map(torch.equal, first, want))
 
 
+@pytest.mark.parametrize("variant", [v for v in variants("cpu") if v.backend == "triton"], ids=str)
+@pytest.mark.parametrize("shape, group_size", (((9, 64), -1), ((9, 83), 19), ((9, 83), 0)))
+def test_offsets_of_64_bits(variant, monkeypatch, shape: tuple[int, int], group_size: int):
+    """As tensors of 2^31 elements have."""
+    import triton.language as tl
+
+    x, options = _x(*shape), {"group_size": group_size, "symmetric": False}
+    grid = _given(x, **options, bits=8)
+
+    def run() -> list[Tensor]:
+        with variant.use():
+            got = [*OPS.fake_quant_fwd(x, **options), *OPS.fake_quant_fwd(x, *grid, **options)]
+            return [
+                *got,
+                *OPS.fake_quant_bwd(x, got[5], x, *grid, **options),
+                OPS.fake_quant_bwd(x, got[5])[0],
+            ]
+
+    want = run()
+    monkeypatch.setattr("onepass.kernels.fake_quant._index", lambda numel: tl.int64)
+    assert all(map(torch.equal, run(), want))
+
+
 # --- in Triton's interpreter ------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_the_same_under_the_interpreter():
