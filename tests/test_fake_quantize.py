@@ -142,6 +142,22 @@ def test_compiles_whole(backend: str):
         assert torch.equal(compiled(x), model(x))
 
 
+@pytest.mark.parametrize("group_size", (-1, 0, 16))
+def test_compiles_once_for_all_sizes(group_size: int):
+    torch._dynamo.reset()
+
+    def step(x: Tensor) -> Tensor:
+        return fake_quantize(x, group_size=group_size, symmetric=False)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (40, 57, 131):
+            x, other = _leaf(n, n + 5), _leaf(n, n + 5)
+            got, want = compiled(x), step(other)
+            got.square().sum().backward(), want.square().sum().backward()
+            assert torch.equal(got, want) and torch.equal(x.grad, other.grad)
+
+
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_autocast(dtype: torch.dtype):
     torch.manual_seed(0)
