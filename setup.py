@@ -50,17 +50,20 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/fake_quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
 HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
-HOST += [f"csrc/bind_{name}.cpp" for name in ("quant", "fake_quant", "int8")]
+HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "fake_quant", "int8_weight")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "int8_launch", "int8_weight_launch")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("quant_launch", "fake_quant_launch", "isa")]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
-EVERYWHERE = ["csrc/bind_norm.cpp"]
+EVERYWHERE = ["csrc/bind_norm.cpp", "csrc/bind_quant.cpp", "csrc/bind_int8.cpp"]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
 CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]
 CUDA += ["csrc/cuda/grads.cu", "csrc/cuda/amp.cu", "csrc/cuda/launch.cpp", "csrc/bind_cuda.cpp"]
 CUDA += [f"csrc/cuda/norm_{name}.cu" for name in ("f32", "f64", "bf16", "f16")]
 CUDA += ["csrc/cuda/norm_launch.cpp", "csrc/norm_cuda.cpp"]
+CUDA += [f"csrc/cuda/{name}" for name in ("quant.cu", "quant_launch.cpp", "int8.cu", "int8_launch.cpp")]
+CUDA += ["csrc/quant_cuda.cpp", "csrc/int8_cuda.cpp"]
+CUDA_FLAGS = {"csrc/cuda/quant.cu": ["-fmad=false"]}
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
@@ -171,7 +174,7 @@ def build_cuda(ninja: NinjaFile) -> None:
     link = [*common, "-cudart", "static", "-shared", "-Xlinker", "--no-as-needed,--exclude-libs,ALL"]
     ninja.rule("link", [shlex.join(link), "$in -o $out", shlex.join(link_flags)])
     for source in CUDA:
-        ninja.compile(source)
+        ninja.compile(source, flags=CUDA_FLAGS.get(source))
     for source in EVERYWHERE:
         ninja.compile(source, flags=["-DONEPASS_KEY=CUDA"])
 

@@ -1,8 +1,8 @@
-// The dispatcher's way in to quantization, on the CPU. Schemas are defined in onepass/ops.py; here each op
-// has a line at the foot.
+// The dispatcher's way in to quantization, on the device that ONEPASS_KEY names: part of onepass._C for the
+// CPU, of onepass._cuda for CUDA. Schemas are defined in onepass/ops.py; here each op has a line at the foot.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/quant_launch.h"
+#include "common/quant_driver.h"
 #include "quant_call.h"
 
 namespace onepass {
@@ -20,6 +20,8 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_op(Tensor input, MaybeTensor 
   a.call.dtype = a.given.dtype;
   a.call.real = a.main.data_ptr();
   a.call.whole = values.data_ptr();
+  if (const int64_t bytes = quant_scratch(a.call))
+    a.call.scratch = a.owned.emplace_back(a.result({bytes}, ScalarType::Byte)).data_ptr();
   quantize(a.call, scale.has_value(), symmetric, levels);
   return {values, scales, zero_points};
 }
@@ -44,7 +46,10 @@ static Tensor dequantize_op(Tensor input, Tensor scale, MaybeTensor zero_point, 
   return output;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
+#define ONEPASS_LIBRARY_IMPL(key, m) \
+  STABLE_TORCH_LIBRARY_IMPL(onepass, key, m)  // puts in what key stands for
+
+ONEPASS_LIBRARY_IMPL(ONEPASS_KEY, m) {
   m.impl("quantize", TORCH_BOX(&quantize_op));
   m.impl("dequantize", TORCH_BOX(&dequantize_op));
 }

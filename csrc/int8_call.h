@@ -1,11 +1,10 @@
 // The ops of the 8-bit matrix product: their arguments checked and turned into what a driver works on.
 // onepass/int8_checks.py says the same to those without a compiler, in the same words.
 #pragma once
-#include <algorithm>
 #include <cstring>
 #include <string>
 
-#include "common/int8.h"
+#include "common/int8_driver.h"
 #include "quant_call.h"
 
 namespace onepass {
@@ -38,6 +37,20 @@ inline PackedShape packed_shape(const char* op, const char* name, const Tensor& 
   return shape;
 }
 
+// A weight [n, k] as the kernels of this device read it. The CPU's is packed: csrc/bind_pack.cpp; CUDA's is
+// the weight itself, contiguous: csrc/int8_cuda.cpp.
+Tensor weight_for_kernels(const char* op, const Tensor& weight);
+
+// [n, k] of a weight that is not packed.
+inline PackedShape plain_shape(const char* op, const Tensor& t) {
+  const View v = view_of(t);
+  if (t.scalar_type() != ScalarType::Char || v.dim != 2)
+    fail(op, ": weight has to be a torch.int8 tensor [n, k], or one that int8_pack has made");
+  check_storage(std::string(op) + ": weight", v);
+  if (v.sizes[1] > kMaxDepth) fail(op, ": weight has ", v.sizes[1], " columns, expected at most ", kMaxDepth);
+  return {v.sizes[0], v.sizes[1]};
+}
+
 // The arguments of a product. Owns what had to be copied, and what it returns.
 struct Int8Arguments {
   const char* op;
@@ -53,24 +66,25 @@ struct Int8Arguments {
     call.x = x.data_ptr();
     for (int d = 0, last = given.dim - 1; d < last; ++d) rows *= given.sizes[d];
     call.m = rows;
+    call.device = given.device_index;
   }
 
+  bool is_here(const View& v) const {
+    return v.on_cpu == given.on_cpu && v.device_index == given.device_index;
+  }
   void take_weight(const Tensor& t) {
     const View v = view_of(t);
-    if (!v.on_cpu) fail(op, ": weight is on another device than input");
-    if (t.scalar_type() == ScalarType::Byte) {
-      call.shape = packed_shape(op, "weight", t);
-      call.weight = static_cast<const uint8_t*>(v.data);
-    } else {
-      const Tensor& packed = owned.emplace_back(packed_weight(op, t));
-      call.shape = packed_shape(op, "weight", packed);
-      call.weight = static_cast<const uint8_t*>(packed.data_ptr());
-    }
+    const bool packed = t.scalar_type() == ScalarType::Byte;
+    if (!is_here(v)) fail(op, ": weight is on another device than input");
+    if (packed && !v.on_cpu)
+      fail(op, ": weight is packed, which only kernels of the CPU read: give the torch.int8 weight");
+    call.shape = packed ? packed_shape(op, "weight", t) : plain_shape(op, t);
     if (call.shape.k != given.sizes[given.dim - 1])
       fail(op, ": weight has ", call.shape.k, " columns, expected ", given.sizes[given.dim - 1],
            " as input: it has shape ", Shape{given});
+    const Tensor& read = packed ? t : owned.emplace_back(weight_for_kernels(op, t));
+    call.weight = static_cast<const uint8_t*>(read.data_ptr());
   }
-  static Tensor packed_weight(const char* op, const Tensor& t);
 
   // A value a row of x, as quantize leaves them: [..., 1]; or [] for all rows.
   template <class T>
@@ -93,7 +107,7 @@ struct Int8Arguments {
   }
   View checked(const char* name, const Tensor& t, ScalarType dtype, const char* dtype_name) const {
     const View v = view_of(t);
-    if (!v.on_cpu) fail(op, ": ", name, " is on another device than input");
+    if (!is_here(v)) fail(op, ": ", name, " is on another device than input");
     if (t.scalar_type() != dtype) fail(op, ": ", name, " has another dtype, expected ", dtype_name);
     check_storage(std::string(op) + ": " + name, v);
     return v;
@@ -101,10 +115,9 @@ struct Int8Arguments {
   template <class T>
   const T* side_by_side(const Tensor& t, int64_t n) {
     const Tensor& dense = owned.emplace_back(in_order(t));
-    const auto* data = static_cast<const T*>(dense.data_ptr());
-    if (t.dim() > 0) return data;
+    if (t.dim() > 0) return static_cast<const T*>(dense.data_ptr());
     Tensor repeated = new_on_device_of(t, {n}, t.scalar_type());
-    std::fill_n(static_cast<T*>(repeated.data_ptr()), n, *data);
+    torch::stable::copy_(repeated, t);
     return static_cast<const T*>(owned.emplace_back(repeated).data_ptr());
   }
   void take_rest(const MaybeTensor& w_scale, const MaybeTensor& bias, const MaybeName& act) {
@@ -112,8 +125,9 @@ struct Int8Arguments {
     if (bias) call.bias = of_outputs("bias", *bias);
     call.gate = gate_of(op, act);
   }
-  // Do sums of (x - zero_point) * w fit?
+  // Do sums of (x - zero_point) * w fit? Known on the CPU alone: elsewhere it would take a wait.
   void check_zeros() const {
+    if (!given.on_cpu) return;
     const int64_t low = call.x_is_signed ? -128 : 0, high = low + 255;
     for (int64_t i = 0; call.x_zero && i < rows; ++i) {
       const int64_t zero = call.x_zero[i];

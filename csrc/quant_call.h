@@ -52,6 +52,7 @@ struct QuantArguments {
   QuantArguments(const char* op, const char* name, const Tensor& came, int64_t group_size)
       : op(op), main(stored(op, name, came)), given(view_of(came)) {
     call.groups = groups_of(op, given, group_size);
+    call.device = given.device_index;
     wanted = scale_sizes(given, call.groups, group_size);
   }
   static Tensor stored(const char* op, const char* name, const Tensor& came) {
@@ -88,15 +89,13 @@ struct QuantArguments {
     if (scale) take_scale(*scale);
     if (!zero_point) return;
     take_zero_point(*zero_point);
-    for (int64_t g = 0; g < call.groups.count(); ++g)
+    for (int64_t g = 0; given.on_cpu && g < call.groups.count(); ++g)  // elsewhere it would take a wait
       if (const int32_t zero = call.zero_point[g]; zero < levels.low || zero > levels.high)
         fail(op, ": zero_point holds ", zero, ", expected 0..", levels.high);
   }
 
   Sizes sizes() const { return {given.sizes, given.sizes + given.dim}; }
-  Tensor result(const Sizes& sizes, ScalarType dtype) const {
-    return new_on_device_of(main, sizes, dtype);
-  }
+  Tensor result(const Sizes& sizes, ScalarType dtype) const { return new_on_device_of(main, sizes, dtype); }
   // scale and zero_point as they are returned: copies of what is given, or room for what will be found.
   std::tuple<Tensor, Tensor> new_grid(const MaybeTensor& scale, const MaybeTensor& zero_point) {
     Tensor scales = result(wanted, ScalarType::Float);

@@ -1,5 +1,6 @@
 """The emulator finds planted bugs, says nothing about correct kernels, and computes what a GPU computes."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -112,6 +113,39 @@ def test_mma_of_int8(module, order):
     c = random.integers(-1000, 1000, (16, 8))
     d = module.mma(a.ravel().tolist(), b.T.ravel().tolist(), c.ravel().tolist())
     assert np.array_equal(np.reshape(d, (16, 8)), a @ b + c)
+
+
+def test_fragments_are_those_of_the_ptx_tables(module, order):
+    """Element i of a lane's fragment, for each i: group and place are PTX's groupID and threadID_in_group."""
+    random = np.random.default_rng(0)
+    a, b = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((16, 32), (32, 8)))
+    of_a, of_b, want = np.zeros((32, 16), np.int8), np.zeros((32, 8), np.int8), np.zeros((32, 4), int)
+    product = a.astype(int) @ b.astype(int)
+    for lane in range(32):
+        group, place = lane >> 2, lane & 3
+        for i in range(16):
+            row = group if i < 4 or 8 <= i < 12 else group + 8
+            of_a[lane, i] = a[row, place * 4 + (i & 3) + (0 if i < 8 else 16)]
+        for i in range(8):
+            of_b[lane, i] = b[place * 4 + (i & 3) + (0 if i < 4 else 16), group]
+        for i in range(4):
+            want[lane, i] = product[group if i < 2 else group + 8, place * 2 + (i & 1)]
+    d = module.mma_registers(of_a.view(np.uint32).ravel().tolist(), of_b.view(np.uint32).ravel().tolist())
+    assert np.array_equal(np.reshape(d, (32, 4)), want)
+
+
+def test_ldmatrix(module, order):
+    """Thread T is given, of each matrix of eight rows of eight 16-bit elements, 2 * (T % 4) and the next one
+    of row T / 4."""
+    random = np.random.default_rng(0)
+    memory = random.integers(0, 256, 64 * 16).astype(np.uint8)
+    rows = random.permutation(64)[:32]
+    got = np.reshape(module.ldmatrix(memory.tolist(), (rows * 16).tolist()), (32, 4))
+    halves = memory.view(np.uint16).reshape(64, 8)
+    for thread, matrix in itertools.product(range(32), range(4)):
+        row = halves[rows[8 * matrix + thread // 4]]
+        first, second = (int(row[2 * (thread % 4) + i]) for i in range(2))
+        assert got[thread, matrix] == first + (second << 16)
 
 
 def test_dp4a(module):

@@ -13,8 +13,8 @@ needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C+
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
 
-# Packing is the CPU's; the product's kernels for GPUs are to come.
-CPU_ALONE = ("int8_pack", "int8_unpack", "int8_mm", "int8_linear", "int8_weight_only_mm")
+# Packing is the CPU's; the product's Triton kernels are to come.
+NO_TRITON = ("int8_pack", "int8_unpack", "int8_mm", "int8_linear", "int8_weight_only_mm")
 IN_BYTES = ("quantize", "dequantize", "int8_mm")  # that read or write numbers of one byte
 
 
@@ -76,7 +76,7 @@ def test_check_resolves(op: Op):
 
 @each_op
 def test_triton_target_resolves(op: Op):
-    assert (op.triton is None) == (op.single or op.name in CPU_ALONE)
+    assert (op.triton is None) == (op.single or op.name in NO_TRITON)
     if op.triton is not None:
         need("triton")
         assert callable(backends.target(op.triton))

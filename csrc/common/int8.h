@@ -11,6 +11,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../rules/int8.h"
 #include "dtype.h"
 
 namespace onepass {
@@ -37,13 +38,11 @@ struct PackedShape {
   int64_t bytes() const { return panels_at() + panels() * panel_bytes(); }
 };
 
-enum class Gate : int32_t { kNone, kRelu, kGelu, kSilu };  // what follows the product
-
 // A call in plain numbers and memory. x is real or whole.
 struct Int8Call {
   int64_t m = 0;
   PackedShape shape{};
-  const uint8_t* weight = nullptr;  // packed
+  const uint8_t* weight = nullptr;  // packed; for CUDA as it came: int8 [n, k]
 
   const void* x = nullptr;  // [m, k]
   bool x_is_real = false, x_is_signed = true;
@@ -59,6 +58,9 @@ struct Int8Call {
   void* y = nullptr;  // [m, n]
   DType y_dtype = DType::kFloat32;
   bool raw = false;  // y takes the int32 sums as they are
+
+  int32_t device = 0;       // index among those of its kind
+  void* scratch = nullptr;  // what the driver wants besides: int8_driver.h
 };
 
 }  // namespace onepass

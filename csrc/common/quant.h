@@ -12,15 +12,15 @@ namespace onepass {
 struct Groups {
   int64_t rows, columns, size;
 
-  int64_t of_row() const { return columns > size ? (columns + size - 1) / size : 1; }
-  int64_t count() const { return rows * of_row(); }
-  int64_t numel() const { return rows * columns; }
-  int64_t begin(int64_t group) const {
+  ONEPASS_HD int64_t of_row() const { return columns > size ? (columns + size - 1) / size : 1; }
+  ONEPASS_HD int64_t count() const { return rows * of_row(); }
+  ONEPASS_HD int64_t numel() const { return rows * columns; }
+  ONEPASS_HD int64_t begin(int64_t group) const {
     return of_row() == 1 ? group * columns : group / of_row() * columns + group % of_row() * size;
   }
   // The group that has this element.
-  int64_t holding(int64_t i) const { return i / columns * of_row() + i % columns / size; }
-  int64_t length(int64_t group) const {
+  ONEPASS_HD int64_t holding(int64_t i) const { return i / columns * of_row() + i % columns / size; }
+  ONEPASS_HD int64_t length(int64_t group) const {
     const int64_t left = columns - group % of_row() * size;
     return left < size ? left : size;
   }
@@ -34,6 +34,8 @@ struct QuantCall {
   void* whole = nullptr;
   float* scale = nullptr;         // a group each
   int32_t* zero_point = nullptr;  // null: all zero
+  int32_t device = 0;             // index among those of its kind
+  void* scratch = nullptr;        // what the driver wants besides: quant_driver.h
 };
 
 // There and back in one pass, and the gradients of that.

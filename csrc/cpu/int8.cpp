@@ -274,7 +274,7 @@ static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* row
       Integers<float> whole;
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
       const Vector<float> v = __builtin_convertvector(whole - sums[k] * rows[r].zero, Vector<float>);
-      return gated<gate>(v * outputs.scale[k] * rows[r].scale + outputs.bias[k]);
+      return gated<gate>(scaled(v, outputs.scale[k], rows[r].scale, outputs.bias[k]));
     });
   }
 }
@@ -284,9 +284,7 @@ static void finish_raw(const Int8Call& call, const int32_t* c, const Int8Row* ro
   const auto* sums = reinterpret_cast<const int32_t*>(call.weight + call.shape.sums_at()) + from;
   for (int64_t r = 0; r < count; ++r, c += kPanel) {
     int32_t* y = static_cast<int32_t*>(call.y) + (first + r) * call.shape.n + from;
-    for (int64_t i = 0; i < n; ++i)  // as unsigned: what overflows on the way comes back
-      y[i] = static_cast<int32_t>(static_cast<uint32_t>(c[i]) -
-                                  static_cast<uint32_t>(sums[i]) * static_cast<uint32_t>(rows[r].zero));
+    for (int64_t i = 0; i < n; ++i) y[i] = without_zero(c[i], sums[i], rows[r].zero);
   }
 }
 

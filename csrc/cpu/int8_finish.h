@@ -11,15 +11,6 @@
 
 namespace onepass::ONEPASS_ISA {
 
-template <Gate gate>
-ONEPASS_INLINE Vector<float> gated(Vector<float> v) {
-  if constexpr (gate == Gate::kRelu) return activate<Activation::kRelu>(v, 0.0f);
-  if constexpr (gate == Gate::kSilu) return v * sigmoid(v);
-  if constexpr (gate == Gate::kGelu)
-    for (int k = 0; k < kLanes<float>; ++k) v[k] *= 0.5f * (1 + std::erf(v[k] * 0.70710678118654752f));
-  return v;
-}
-
 // What is the same for all rows: of the outputs [from, from + n) of a panel.
 struct PanelOutputs {
   static constexpr int kVectors = kPanel / kLanes<float>;

@@ -190,6 +190,8 @@ static void some_rows(const Int8Call& call) {
     many_rows(call, tiles, threads);
 }
 
+int64_t int8_scratch(const Int8Call&) { return 0; }
+
 void int8_mm(const Int8Call& call) {
   const int64_t step = std::max<int64_t>(kMostRows, kScratchBytes / std::max<int64_t>(1, 8 * call.shape.k));
   for (int64_t first = 0; first < call.m; first += step) {

@@ -1,10 +1,8 @@
-// The 8-bit matrix product on torch's threads. Same bits for any number of them.
+// The 8-bit matrix product on torch's threads: ../common/int8_driver.h. Same bits for any number of them.
 #pragma once
-#include "../common/int8.h"
+#include "../common/int8_driver.h"
 
 namespace onepass {
-
-void int8_mm(const Int8Call& call);
 
 int64_t threads_for(const Int8Call& call);  // that a product of this size is worth
 

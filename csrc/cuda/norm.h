@@ -3,11 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include "../common/norm.h"
+#include "group.h"
 
 namespace onepass::cuda {
 
 constexpr int kNormThreads = 256;  // of a block
-constexpr int kGroup = 8;          // elements that a thread takes at a time: a byte of a mask
 constexpr int kSliceGroups = 8;    // of a pixel, side by side in a block: 128 bytes of half elements
 constexpr int kSlice = kSliceGroups * kGroup;
 

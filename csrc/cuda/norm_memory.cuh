@@ -1,11 +1,9 @@
 // Room 3, memory on CUDA: the elements of a normalization, eight at a time, and its values of a channel.
 //
-// A group is eight elements, one behind the other in memory, and a thread's turn: their bits in a mask are a
-// byte. Where all tensors start at a 16-byte boundary, a whole group moves in 128-bit accesses. Reads go
-// through L1: of four bytes an element, a group is two accesses to one sector.
+// They are groups, as groups.cuh has them; the bits of one in a mask are a byte.
 #pragma once
+#include "groups.cuh"
 #include "norm.h"
-#include "vector.cuh"
 
 namespace onepass::cuda {
 
@@ -13,54 +11,10 @@ namespace onepass::cuda {
 template <class S>
 constexpr int kNormBlocks = sizeof(S) == 8 ? 1 : 2;
 
-template <class S>
-struct Group {
-  S v[kGroup];
-};
-
-// Which of a group's eight elements are meant.
-struct Lanes {
-  int begin, end;
-  __device__ __forceinline__ bool has(int k) const { return k >= begin && k < end; }
-  __device__ __forceinline__ bool any() const { return begin < end; }
-  __device__ __forceinline__ bool all() const { return begin == 0 && end == kGroup; }
-};
-
 // Elements of a group that starts there: eight, but at the end of memory.
 __device__ __forceinline__ int in_group(const NormShape& s, int64_t start) {
   const int64_t rest = s.numel() - start;
   return rest < kGroup ? static_cast<int>(rest) : kGroup;
-}
-
-// Elements i ... i + n - 1, n at most eight; the others are left as they are. aligned: i is a multiple of
-// eight, and memory starts at a 16-byte boundary.
-template <class S>
-__device__ __forceinline__ void load_group(Group<S>& to, const void* from, int64_t i, int n, bool aligned) {
-  const S* const at = global<const S>(const_cast<void*>(from)) + i;
-  if (aligned && n == kGroup) {
-#pragma unroll
-    for (int k = 0; k < kGroup; k += kPerVector<S>) {
-      const uint4 raw = __ldg(reinterpret_cast<const uint4*>(at + k));
-      memcpy(to.v + k, &raw, kVectorBytes);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k)
-      if (k < n) to.v[k] = at[k];
-  }
-}
-
-template <class S>
-__device__ __forceinline__ void store_group(void* to, int64_t i, Lanes lanes, bool aligned,
-                                            const Group<S>& from) {
-  S* const at = global<S>(to) + i;
-  if (aligned && lanes.all()) {
-    store_vectors(at, from.v);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k)
-      if (lanes.has(k)) at[k] = from.v[k];
-  }
 }
 
 // Bits of the elements i ... i + 7, of which there are `numel` in all.

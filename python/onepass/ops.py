@@ -226,7 +226,6 @@ _QUANTS = (
         bytes_per_element=5,
         bench="int8",
         triton="onepass.kernels.quant:quantize",
-        cpp=("CPU",),
     ),
     Op(
         name="dequantize",
@@ -240,7 +239,6 @@ _QUANTS = (
         bytes_per_element=5,
         bench="int8",
         triton="onepass.kernels.quant:dequantize",
-        cpp=("CPU",),
     ),
     Op(
         name="fake_quant_fwd",
@@ -273,13 +271,14 @@ _QUANTS = (
 )
 
 # --- the 8-bit matrix product -----------------------------------------------------------------------------
-# weight: int8 [n, k] in -127..127, or what int8_pack has made of it for the CPU (csrc/common/int8.h). Scales
+# weight: int8 [n, k] in -127..127, or, on the CPU, what int8_pack has made of it (csrc/common/int8.h). Scales
 # and zero_points as quantize leaves them, a row of the input or of the weight each, or [] for all. bias:
 # float32 [n]. act: None, "relu", "gelu" or "silu". dtype: of the output; torch.int32: the exact sums.
 _PRODUCT = "str? act=None, ScalarType? dtype=None"
 
 
-def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str) -> Op:
+def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str, everywhere: bool = True) -> Op:
+    """everywhere: not on the CPU alone."""
     return Op(
         name=name,
         schema=schema,
@@ -291,7 +290,7 @@ def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str) -
         bytes_per_element=bytes_per_element,
         bench="int8",
         triton=None,
-        cpp=("CPU",),
+        cpp=("CPU", "CUDA") if everywhere else ("CPU",),
     )
 
 
@@ -302,6 +301,7 @@ _INT8 = (
         "weights as the CPU's 8-bit product reads them",
         0,
         "new_packed",
+        everywhere=False,
     ),
     _int8(
         "int8_unpack",
@@ -309,6 +309,7 @@ _INT8 = (
         "packed weights as they were",
         0,
         "new_unpacked",
+        everywhere=False,
     ),
     _int8(
         "int8_mm",

@@ -38,6 +38,11 @@ def unpack(rng: torch.Generator, dtype: torch.dtype, device: str, *, n: int, k: 
     return {"packed": _pack(_whole(rng, (n, k))).to(device), "n": n, "k": k}
 
 
+def _given(weight: Tensor, packed: bool, device: str) -> Tensor:
+    """Packed weights are the CPU's: other devices are given the weight itself."""
+    return (_pack(weight) if packed and device == "cpu" else weight).to(device)
+
+
 def _behind(
     rng: torch.Generator, device: str, n: int, scale: str, bias: bool, act: str | None, dtype: torch.dtype
 ) -> Settings:
@@ -73,7 +78,7 @@ def mm(
     kept = (*m, 1) if input_scale == "row" else ()
     call: Settings = {
         "input": (input.transpose(0, -1).contiguous().transpose(0, -1) if turned else input).to(device),
-        "weight": (_pack(weight) if packed else weight).to(device),
+        "weight": _given(weight, packed, device),
         "input_scale": None if raw else _scales(rng, kept).to(device),
         "input_zero_point": torch.randint(0, 256, kept, generator=rng, dtype=torch.int32).to(device)
         if zeros
@@ -106,7 +111,7 @@ def linear(
     if spoil:
         input[1, 3], input[2, 5] = float("nan"), float("inf")
     weight = _whole(rng, (n, k))
-    call = {"input": input.to(device, dtype), "weight": (_pack(weight) if packed else weight).to(device)}
+    call = {"input": input.to(device, dtype), "weight": _given(weight, packed, device)}
     return {
         **call,
         **_behind(rng, device, n, weight_scale, bias, act, dtype),

@@ -84,6 +84,34 @@ static std::vector<int> mma(const std::vector<int8_t>& a, const std::vector<int8
   return host_copy(d, 16 * 8);
 }
 
+// The same with registers as they are, lane by lane: a, four each; b, two; d, four.
+__global__ void mma_registers_kernel(int* d, const unsigned* a, const unsigned* b) {
+  const int lane = threadIdx.x;
+  const unsigned ra[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+  const unsigned rb[2] = {b[2 * lane], b[2 * lane + 1]};
+  const int zero[4] = {};
+  int rd[4];
+  emulator::mma_m16n8k32_s8(rd, ra, rb, zero);
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = rd[i];
+}
+static std::vector<int> mma_registers(const std::vector<unsigned>& a, const std::vector<unsigned>& b) {
+  int* d = device_copy(std::vector<int>(32 * 4));
+  mma_registers_kernel<<<1, 32>>>(d, device_copy(a), device_copy(b));
+  return host_copy(d, 32 * 4);
+}
+
+// rows: where in memory, in bytes, the row begins that a lane names.
+__global__ void ldmatrix_kernel(unsigned* out, const uint8_t* memory, const int* rows) {
+  unsigned registers[4];
+  emulator::ldmatrix_x4(registers, memory + rows[threadIdx.x]);
+  for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = registers[i];
+}
+static std::vector<unsigned> ldmatrix(const std::vector<uint8_t>& memory, const std::vector<int>& rows) {
+  unsigned* out = device_copy(std::vector<unsigned>(32 * 4));
+  ldmatrix_kernel<<<1, 32>>>(out, device_copy(memory), device_copy(rows));
+  return host_copy(out, 32 * 4);
+}
+
 __global__ void convert_kernel(float* x, int n, bool bfloat) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n)
@@ -159,6 +187,8 @@ PYBIND11_MODULE(MODULE_NAME, m) {
   m.def("votes", &votes);
   m.def("block_votes", &block_votes);
   m.def("mma", &mma);
+  m.def("mma_registers", &mma_registers);
+  m.def("ldmatrix", &ldmatrix);
   m.def("dp4a", [](int a, int b, int c) { return __dp4a(a, b, c); });
   m.def("convert", &convert);
   m.def("atomics", &atomics);

@@ -123,4 +123,13 @@ inline void mma_m16n8k32_s8(int (&d)[4], const unsigned (&a)[4], const unsigned 
   }
 }
 
+// PTX's ldmatrix.sync.aligned.m8n8.x4.shared.b16: lane 8 * j + i names row i, of 16 bytes, of matrix j; each
+// lane is given four bytes of each matrix: of row lane / 4, from 4 * (lane % 4) on.
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row, EMULATOR_WHERE) {
+  check_aligned(row, 16, "ldmatrix of a row", where);
+  const auto rows = gather("ldmatrix", 0xffffffffu, row, where);
+  for (int j = 0; j < 4; ++j)
+    memcpy(&to[j], static_cast<const char*>(rows.lane[8 * j + here.lane / 4]) + here.lane % 4 * 4, 4);
+}
+
 }  // namespace emulator

@@ -1,0 +1,13 @@
+// What runs the 8-bit matrix product on a device: csrc/cpu/int8_launch.cpp, or, in onepass._cuda,
+// csrc/int8_cuda.cpp. The ops of csrc/bind_int8.cpp call what they are linked with.
+#pragma once
+#include "int8.h"
+
+namespace onepass {
+
+// Bytes of memory on the device that a product wants besides its tensors: call.scratch points to them.
+int64_t int8_scratch(const Int8Call& call);
+
+void int8_mm(const Int8Call& call);
+
+}  // namespace onepass

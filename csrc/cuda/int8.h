@@ -1,0 +1,44 @@
+// What the CUDA kernels of the 8-bit matrix product are given, and what starts them. Plain data and plain
+// C++.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "../common/int8.h"
+
+namespace onepass::cuda {
+
+// How a product is cut up. The sums are the same whatever the cut.
+enum class Int8Cut {
+  kRows,    // up to eight rows of x: a warp takes some outputs of all of them, without tensor cores
+  kSmall,   // tiles of 16 x 32, whose four warps share out k
+  kMiddle,  // of 64 x 64
+  kLarge,   // of 128 x 128
+};
+constexpr int kMostInRows = 8;  // rows of x that Int8Cut::kRows takes
+
+// Everything that a kernel reads. call.x is whole; pointers are to device memory, null where there is none.
+struct Int8Work {
+  Int8Call call;
+  bool aligned;  // rows of x and of the weight consist of 16-byte pieces at 16-byte boundaries
+  bool wide;     // rows of y, scales and biases of outputs, of eight of them at 16-byte boundaries
+};
+
+// One launch.
+void start_int8(const Int8Work& work, Int8Cut cut, cudaStream_t stream);
+
+// Outputs a block: of how many rows of x, and how many of each.
+struct Int8Tile {
+  int rows, outputs;
+};
+constexpr Int8Tile tile_of(Int8Cut cut) {
+  switch (cut) {
+    case Int8Cut::kLarge:
+      return {128, 128};
+    case Int8Cut::kMiddle:
+      return {64, 64};
+    default:
+      return {16, 32};
+  }
+}
+
+}  // namespace onepass::cuda

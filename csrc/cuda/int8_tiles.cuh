@@ -1,0 +1,197 @@
+// Tiles of the 8-bit matrix product, on CUDA: a block each, by tensor cores.
+//
+// Memory contract. A block reads its rows of x and of the weight once, 128 k at a stage, and writes its tile
+// of y once. Stages are fetched ahead by cp.async, 16 bytes a thread, past L1; where rows do not consist of
+// 16-byte pieces, byte by byte. Tiles of the same outputs lie side by side in the grid, so that these rows of
+// the weight are read from memory once and from the L2 cache then.
+//
+// A row of a stage is 128 bytes: eight pieces, of which piece p of row r lies at place p ^ (r % 8). So the
+// eight rows that one ldmatrix reads a piece of lie in different banks.
+#pragma once
+#include <cuda_pipeline_primitives.h>
+
+#include "int8_finish.cuh"
+#include "int8_pieces.cuh"
+#include "mma.cuh"
+
+namespace onepass::cuda {
+
+constexpr int kStageDepth = 128, kPieces = kStageDepth / kPiece;
+constexpr int kStepDepth = 32;  // k of one mma
+constexpr int kOutputs = 8;     // that a thread finishes at a time
+
+template <Int8Cut cut, int kRowWarps, int kOutputWarps, int kDepthWarps, int kStagesAhead, int kBlocks>
+struct Tiling {
+  static constexpr int kM = tile_of(cut).rows, kN = tile_of(cut).outputs, kStages = kStagesAhead;
+  static constexpr int kWarpsM = kRowWarps, kWarpsN = kOutputWarps, kWarpsK = kDepthWarps;
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK, kMinBlocks = kBlocks;
+  static constexpr int kMmasM = kM / kWarpsM / 16, kMmasN = kN / kWarpsN / 8;  // of a warp, each step of k
+  static constexpr int kStageBytes = (kM + kN) * kStageDepth;
+  // Sums lie where stages were: of each share of k, kM rows and one with the sums of the weight. Rows are
+  // 8 words more apart, so that those which a warp writes at a time begin in different banks.
+  static constexpr int kSumStride = kN + 8, kSums = (kM + 1) * kSumStride;
+  static constexpr int kSumBytes = kWarpsK * kSums * static_cast<int>(sizeof(int));
+  static constexpr int kBytes =
+      kStages * kStageBytes > kSumBytes ? kStages * kStageBytes : kSumBytes;  // of shared memory
+  static_assert(kMmasN % 2 == 0 && kM * kPieces % kThreads == 0 && kN * kPieces % kThreads == 0);
+};
+using LargeTiling = Tiling<Int8Cut::kLarge, 2, 4, 1, 3, 2>;
+using MiddleTiling = Tiling<Int8Cut::kMiddle, 2, 2, 1, 3, 4>;
+using SmallTiling = Tiling<Int8Cut::kSmall, 1, 1, 4, 4, 6>;
+
+// --- stages -----------------------------------------------------------------------------------------------
+__device__ __forceinline__ uint8_t* piece_at(uint8_t* rows, int row, int piece) {
+  return rows + row * kStageDepth + (piece ^ row % kPieces) * kPiece;
+}
+
+// k ... k + 127 of kRows rows, by all threads of a block.
+template <int kRows, int kThreads>
+__device__ __forceinline__ void fetch(uint8_t* to, const Rows8& from, int k, bool aligned) {
+  const int p = static_cast<int>(threadIdx.x) % kPieces, first = static_cast<int>(threadIdx.x) / kPieces;
+  k += p * kPiece;
+  if (aligned) {
+#pragma unroll
+    for (int r = first; r < first + kRows; r += kThreads / kPieces) {
+      if (from.has(r, k))
+        __pipeline_memcpy_async(piece_at(to, r, p), from.at(r, k), kPiece);
+      else
+        *reinterpret_cast<uint4*>(piece_at(to, r, p)) = uint4{0, 0, 0, 0};
+    }
+  } else {
+#pragma unroll 1
+    for (int r = first; r < kRows; r += kThreads / kPieces)
+      *reinterpret_cast<uint4*>(piece_at(to, r, p)) = from.gather(r, k);
+  }
+}
+
+// --- a warp's part of a tile ------------------------------------------------------------------------------
+template <class T, bool kZeros>
+struct WarpTile {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int depth_warp = warp % T::kWarpsK;
+  int row = warp / T::kWarpsK / T::kWarpsN * T::kMmasM * 16;
+  int output = warp / T::kWarpsK % T::kWarpsN * T::kMmasN * 8;
+  // Where in a stage this lane's rows begin for ldmatrix, and where in them its piece is of the first step.
+  int a_rows = (row + lane % 16) * kStageDepth, a_place = (lane / 16 ^ lane % kPieces) * kPiece;
+  int b_rows = (T::kM + output + lane / 16 * 8 + lane % 8) * kStageDepth;
+  int b_place = (lane / 8 % 2 ^ lane % kPieces) * kPiece;
+  int sums[T::kMmasM][T::kMmasN][4] = {};
+  int w_sums[T::kMmasN] = {};  // of the weight, where kZeros; of this lane's k
+
+  // turn: what turns over the highest bits of x, where it is unsigned.
+  __device__ __forceinline__ void multiply(uint8_t* stage, uint32_t turn) {
+#pragma unroll
+    for (int step = 0; step < kStageDepth / kStepDepth; step += T::kWarpsK) {
+      const int turned = (step + depth_warp) * kStepDepth;  // two pieces further, of eight that are swapped
+      uint32_t a[T::kMmasM][4], b[T::kMmasN / 2][4];        // b: of two mma each
+#pragma unroll
+      for (int i = 0; i < T::kMmasM; ++i) {
+        ldmatrix_x4(a[i], stage + a_rows + 16 * i * kStageDepth + (a_place ^ turned));
+        if constexpr (kZeros) turn_over(a[i], turn);
+      }
+#pragma unroll
+      for (int j = 0; j < T::kMmasN / 2; ++j)
+        ldmatrix_x4(b[j], stage + b_rows + 16 * j * kStageDepth + (b_place ^ turned));
+#pragma unroll
+      for (int j = 0; j < T::kMmasN; ++j) {
+        const uint32_t b0 = b[j / 2][j % 2 * 2], b1 = b[j / 2][j % 2 * 2 + 1];
+        if constexpr (kZeros)
+          w_sums[j] = __dp4a(static_cast<int>(b0), kOnes, __dp4a(static_cast<int>(b1), kOnes, w_sums[j]));
+#pragma unroll
+        for (int i = 0; i < T::kMmasM; ++i) mma_m16n8k32(sums[i][j], a[i], b0, b1);
+      }
+    }
+  }
+  static __device__ __forceinline__ void turn_over(uint32_t (&a)[4], uint32_t turn) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] ^= turn;
+  }
+
+  // To shared memory: mma.cuh says which lane has which.
+  __device__ __forceinline__ void leave(int* all) {
+    int* const mine = all + depth_warp * T::kSums;
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int j = 0; j < T::kMmasN; ++j) {
+      const int column = output + 8 * j + 2 * t;
+#pragma unroll
+      for (int i = 0; i < T::kMmasM; ++i) {
+        int* const upper = mine + (row + 16 * i + g) * T::kSumStride + column;
+        *reinterpret_cast<int2*>(upper) = int2{sums[i][j][0], sums[i][j][1]};
+        *reinterpret_cast<int2*>(upper + 8 * T::kSumStride) = int2{sums[i][j][2], sums[i][j][3]};
+      }
+      if constexpr (kZeros) {
+        int sum = w_sums[j];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (row == 0 && t == 0) mine[T::kM * T::kSumStride + output + 8 * j + g] = sum;
+      }
+    }
+  }
+};
+
+// Eight sums, of all shares of k together.
+template <class T>
+__device__ __forceinline__ void take(int (&to)[kOutputs], const int* all, int row, int column) {
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) to[i] = 0;
+#pragma unroll
+  for (int share = 0; share < T::kWarpsK; ++share) {
+    const int* const from = all + share * T::kSums + row * T::kSumStride + column;
+#pragma unroll
+    for (int i = 0; i < kOutputs; i += 4) {
+      const int4 four = *reinterpret_cast<const int4*>(from + i);
+      to[i] += four.x, to[i + 1] += four.y, to[i + 2] += four.z, to[i + 3] += four.w;
+    }
+  }
+}
+
+// --- the kernel -------------------------------------------------------------------------------------------
+template <class T, bool kZeros>
+__global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) int8_tiles(const __grid_constant__ Int8Work w) {
+  extern __shared__ uint4 memory[];
+  uint8_t* const stages = reinterpret_cast<uint8_t*>(memory);
+  const Int8Call& call = w.call;
+  const int depth = static_cast<int>(call.shape.k), count = (depth + kStageDepth - 1) / kStageDepth;
+  const unsigned tiles = static_cast<unsigned>((call.m + T::kM - 1) / T::kM);
+  const int64_t row = static_cast<int64_t>(blockIdx.x % tiles) * T::kM;
+  const int64_t output = static_cast<int64_t>(blockIdx.x / tiles) * T::kN;
+  const Rows8 x(call.x, call.m, depth, row, T::kM), weight(call.weight, call.shape.n, depth, output, T::kN);
+  const auto begin = [&](int stage) {
+    uint8_t* const to = stages + stage % T::kStages * T::kStageBytes;
+    if (stage < count) {
+      fetch<T::kM, T::kThreads>(to, x, stage * kStageDepth, w.aligned);
+      fetch<T::kN, T::kThreads>(to + T::kM * kStageDepth, weight, stage * kStageDepth, w.aligned);
+    }
+    __pipeline_commit();
+  };
+
+  WarpTile<T, kZeros> mine;
+  for (int stage = 0; stage < T::kStages - 1; ++stage) begin(stage);
+#pragma unroll 1
+  for (int stage = 0; stage < count; ++stage) {
+    __pipeline_wait_prior(T::kStages - 2);
+    __syncthreads();  // the stage is there for all, and the one before it is done with
+    begin(stage + T::kStages - 1);
+    mine.multiply(stages + stage % T::kStages * T::kStageBytes, call.x_is_signed ? 0 : kHighestBits);
+  }
+  __pipeline_wait_prior(0);
+  __syncthreads();
+
+  int* const sums = reinterpret_cast<int*>(memory);
+  mine.leave(sums);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < T::kM * T::kN / kOutputs; i += T::kThreads) {
+    const int r = i / (T::kN / kOutputs), c = i % (T::kN / kOutputs) * kOutputs;
+    const int64_t left = call.shape.n - (output + c);
+    if (r >= x.rows || left <= 0) continue;
+    int own[kOutputs], of_weight[kOutputs] = {};
+    take<T>(own, sums, r, c);
+    if constexpr (kZeros) take<T>(of_weight, sums, T::kM, c);
+    finish<kZeros>(w, row + r, output + c, left < kOutputs ? static_cast<int>(left) : kOutputs, own,
+                   of_weight);
+  }
+}
+
+}  // namespace onepass::cuda
