@@ -4,6 +4,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,17 @@ def need_emulator() -> None:
     need("g++")
     if not headers.cuda_include():
         need("nvcc")
+
+
+@pytest.fixture(scope="session")
+def cubins(tmp_path_factory) -> Path:
+    """A folder with the machine code of onepass._cuda for each architecture, as built."""
+    import sass
+
+    need("nvcc")
+    assert {"cuobjdump", "nvdisasm"} <= sass.tools().keys(), "they come with Triton's wheel, and with CUDA"
+    built = importlib.util.find_spec("onepass._cuda")
+    assert built is not None and built.origin is not None, "nvcc is here, but onepass._cuda was not built"
+    folder = tmp_path_factory.mktemp("cubins")
+    subprocess.run([sass.tools()["cuobjdump"], "-xelf", "all", built.origin], cwd=folder, check=True)
+    return folder

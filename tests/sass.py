@@ -3,6 +3,7 @@
 By NVIDIA's cuobjdump and nvdisasm, which need no GPU and also lie in Triton's wheel.
 """
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -10,6 +11,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+# Reading the machine code of one takes ten seconds: one architecture in `make test`, all in `make test-slow`.
+each_arch = pytest.mark.parametrize(
+    "arch",
+    [pytest.param(arch, marks=() if arch == "90" else pytest.mark.slow) for arch in ("80", "90", "100")],
+)
 
 # What ends a block; what follows a call is a block of its own.
 _LEAVES = ("BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU", "CALL", "RET", "EXIT", "BREAK", "BSYNC", "KILL")
@@ -58,6 +67,15 @@ def functions(cubin: Path | str) -> dict[str, Function]:
     }
     code = blocks_of(_run("nvdisasm", "-c", cubin))
     return {name: Function(code[name], *usage[name]) for name in code if name in usage}
+
+
+@functools.cache
+def functions_of_arch(folder: Path, arch: str) -> dict[str, Function]:
+    """The kernels of all cubins of an architecture in a folder: conftest.cubins."""
+    found: dict[str, Function] = {}
+    for cubin in folder.glob(f"*.sm_{arch}.cubin"):
+        found |= functions(cubin)
+    return found
 
 
 def _run(tool: str, option: str, cubin: Path | str) -> str:

@@ -391,8 +391,8 @@ BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")]
 BENCHES += ["bench-norm-nhwc-float32", "bench-norm-nchw-float32"]
 BENCHES += ["bench-amp-resnet50", "bench-optimizers"]
 BENCHES += [f"bench-{w}-bfloat16" for w in ("resnet50", "1B", "gpt2", "llama")]
-STAGES = ["build", "info", "selftest-cuda", "gpu-tests", "sanitizer-memcheck", "sanitizer-racecheck"]
-STAGES += ["selftest-cpu", "cpu-tests", *BENCHES]
+STAGES = ["build", "info", "mma-layout", "selftest-cuda", "gpu-tests", "sanitizer-memcheck"]
+STAGES += ["sanitizer-racecheck", "selftest-cpu", "cpu-tests", *BENCHES]
 
 PROGRAM = """#!/bin/bash
 echo "$(basename "$0") $*" >>"$CALLS"

@@ -5,27 +5,20 @@ aligned a thread moves each of them once, in 128-bit accesses and no others.
 """
 
 import functools
-import importlib.util
 import itertools
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import sass
-from conftest import need
 from onepass.ops import BY_NAME
+from sass import each_arch
 
-ARCHS = ("80", "90", "100")
 REGISTERS = 128  # a thread: four blocks of 128 threads on a multiprocessor, csrc/cuda/multi_tensor.cuh
 SLOTS = (496, 4064)  # gradient pointers in a kernel's arguments, csrc/cuda/table.h
 SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
-# Reading the machine code of one takes ten seconds: one architecture in `make test`, all in `make test-slow`.
-each_arch = pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=() if arch == "90" else pytest.mark.slow) for arch in ARCHS]
-)
 
 RULES = {  # a rule with its template arguments behind the arithmetic type: how many states it keeps
     "Adam00": 2, "Adam01": 3, "Adam10": 2, "Adam11": 3,
@@ -100,24 +93,11 @@ def _registers(kernel: "Kernel | Norm | str") -> int:
     return REGISTERS
 
 
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory) -> Path:
-    """A folder with the machine code of each architecture, as built."""
-    need("nvcc")
-    assert {"cuobjdump", "nvdisasm"} <= sass.tools().keys(), "they come with Triton's wheel, and with CUDA"
-    built = importlib.util.find_spec("onepass._cuda")
-    assert built is not None and built.origin is not None, "nvcc is here, but onepass._cuda was not built"
-    folder = tmp_path_factory.mktemp("cubins")
-    subprocess.run([sass.tools()["cuobjdump"], "-xelf", "all", built.origin], cwd=folder, check=True)
-    return folder
-
-
 @functools.cache
 def _functions(folder: Path, arch: str) -> dict[Kernel | Norm | str, sass.Function]:
-    found: dict[Kernel | Norm | str, sass.Function] = {}
-    for cubin in folder.glob(f"*.sm_{arch}.cubin"):
-        found |= {_kernel(name): function for name, function in sass.functions(cubin).items()}
-    return found
+    """All but those of 8-bit numbers, which test_cuda_int8_aot.py reads."""
+    code = sass.functions_of_arch(folder, arch)
+    return {_kernel(name): f for name, f in code.items() if not re.search("(Int8|Quant)WorkE$", name)}
 
 
 def _norms(folder: Path, arch: str) -> dict[Norm, sass.Function]:

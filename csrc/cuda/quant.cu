@@ -89,7 +89,8 @@ __device__ __forceinline__ Extent of_block(Extent mine) {
 
 // --- grids ------------------------------------------------------------------------------------------------
 __device__ __forceinline__ Grid given_grid(const QuantCall& call, int64_t group) {
-  return Grid::given(call.scale[group], call.zero_point ? call.zero_point[group] : 0);
+  const int32_t* const zero_point = global<int32_t>(call.zero_point);
+  return Grid::given(global<float>(call.scale)[group], zero_point ? zero_point[group] : 0);
 }
 __device__ __forceinline__ Grid made_grid(const QuantWork& w, const Extent& extent, int64_t group,
                                           bool keep) {
