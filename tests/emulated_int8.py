@@ -1,6 +1,7 @@
 """The CUDA room of quantization and of the 8-bit product, run by the emulator on the cases of the op table.
 
-As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; with tiles of every size.
+As a program, in a process that has the sanitizer: MODE CONCURRENT CASE...; with tiles of every size; and a
+whole tensor in two launches.
 """
 
 import functools
@@ -135,6 +136,15 @@ def sums(module: Any, x: Tensor, weight: Tensor, zero_point: Tensor | None = Non
     return out
 
 
+def agree_on_a_whole_tensor(module: Any) -> None:
+    input = torch.randn(20_003, generator=torch.Generator().manual_seed(0))
+    settings = {"group_size": 0, "symmetric": False, "bits": 8}
+    want = backends.target(QUANTIZE.reference)(input, **settings)
+    results = dict(zip(result_names(QUANTIZE), want, strict=True))
+    got = run(module, QUANTIZE, {"input": input, "scale": None, "zero_point": None, **settings}, results)
+    assert all(torch.equal(got[name], value) for name, value in results.items())
+
+
 def main(mode: str, concurrent: str, *names: str) -> None:
     module, switches = built(mode)
     switches.set_concurrent_blocks(concurrent == "True")
@@ -142,7 +152,8 @@ def main(mode: str, concurrent: str, *names: str) -> None:
     for device in (1, 3, MANY):
         switches.set_multiprocessors(device)
         count += emulated.assert_agreement(OPS, names, functools.partial(mismatches, module))
-    print(count, "cases")
+    agree_on_a_whole_tensor(module)
+    print(count + 1, "cases")
 
 
 if __name__ == "__main__":
