@@ -2,7 +2,7 @@
 
 import os
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,27 @@ def programs_of(device: torch.device) -> tuple[int, int]:
         return PROGRAMS, 32
     properties = torch.cuda.get_device_properties(device)
     return PROGRAMS * properties.multi_processor_count, properties.warp_size
+
+
+class Processors(NamedTuple):
+    """What decides how tiles of a matrix product are cut."""
+
+    count: int  # multiprocessors
+    shared: int  # bytes of shared memory that a program may have
+    nvidia: bool
+    descriptors: bool  # does the hardware load tiles by descriptors (TMA)?
+
+
+@cache
+def processors_of(device: torch.device) -> Processors:
+    """The interpreter has few, which load both ways."""
+    if device.type == "cpu":
+        return Processors(3, 227 * 1024, True, True)
+    properties, nvidia = torch.cuda.get_device_properties(device), torch.version.hip is None
+    shared = properties.shared_memory_per_block_optin if nvidia else properties.shared_memory_per_block
+    return Processors(
+        properties.multi_processor_count, shared, nvidia, nvidia and (properties.major, properties.minor) >= (9, 0)
+    )
 
 
 def options(warp: int) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""The 8-bit matrix product: `int8_mm`, `int8_linear` and `int8_weight_only_mm`, with the arguments of the
+schemas in onepass/ops.py.
+
+Memory contract. A product is one launch; what it reads and writes stands in int8_rows.py (at most four rows),
+int8_tiles.py and int8_weight_only.py. `int8_linear` is two: x is quantized row by row (5 bytes an element of
+float32), and its bytes are multiplied. No int32 sums reach memory but where they are the result. What is not
+contiguous is copied first. Nothing waits for the device, so that a weight of -128 is not looked for there; it
+is multiplied as such.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import int8_plan as plan
+from .int8_rows import product_rows
+from .int8_tiles import product_tiles, product_tiles_tma
+from .int8_weight_only import weight_only_tiles
+from .machine import processors_of
+from .quant import quantize
+
+Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _plain(op: str, weight: Tensor) -> Tensor:
+    if weight.dtype == torch.uint8:
+        raise RuntimeError(
+            f"{op}: weight is packed, which only kernels of the CPU read: give the torch.int8 weight"
+        )
+    return weight.contiguous()
+
+
+class _Product:
+    """A product as its launches see it. x: dense. vectors: scale and zero point of rows, scale and bias of
+    outputs."""
+
+    def __init__(
+        self, x: Tensor, w: Tensor, vectors: Vectors, act: str | None, dtype: torch.dtype | None
+    ) -> None:
+        *rows, self.k = x.shape
+        self.m, self.n = math.prod(rows), w.shape[0]
+        self.x, self.w = x.view(self.m, self.k), w
+        self.y = x.new_empty((*rows, self.n), dtype=dtype)
+        self.vectors = tuple(None if t is None else t.contiguous() for t in vectors)
+        self.machine = processors_of(x.device)
+        self.constants = {
+            "STEPS": tuple(int(t is not None and t.dim() > 0) for t in vectors),
+            "ACT": act,
+            "CORRECTS": vectors[1] is not None or x.dtype == torch.uint8,
+        }
+
+    def _launch(self, kernel: Any, programs: int, x: Any, w: Any, tiles: plan.Tiles) -> None:
+        constants = self.constants | plan.constants_of(tiles)
+        plan.launch(kernel, programs, x, w, self.y, *self.vectors, self.m, self.n, self.k, **constants)
+
+    def by_rows(self) -> None:
+        tiles = plan.ROWS._replace(rows=triton.next_power_of_2(self.m))
+        self._launch(product_rows, tiles.count(self.m, self.n), self.x, self.w, tiles)
+
+    def by_tiles(self, tiles: plan.Tiles) -> None:
+        programs = tiles.count(self.m, self.n)
+        if self.x.is_floating_point():
+            self._launch(weight_only_tiles, programs, self.x, self.w, tiles)
+        elif self.machine.descriptors and plan.describable(self.x, self.w):
+            x = TensorDescriptor.from_tensor(self.x, [tiles.rows, tiles.depth])
+            w = TensorDescriptor.from_tensor(self.w, [tiles.outputs, tiles.depth])
+            self._launch(product_tiles_tma, min(programs, self.machine.count), x, w, tiles)
+        else:
+            self._launch(product_tiles, programs, self.x, self.w, tiles)
+
+    def run(self) -> Tensor:
+        if self.y.numel() == 0:
+            return self.y
+        with torch.cuda.device_of(self.x):
+            if self.m <= plan.FEW and not plan.PINNED:
+                self.by_rows()
+            else:
+                kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.constants["CORRECTS"]
+                table, size = plan.TABLES[self.x.dtype], self.x.element_size()
+                self.by_tiles(
+                    plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles)
+                )
+        return self.y
+
+
+def int8_mm(
+    input: Tensor,
+    weight: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    input_zero_point: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    act: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    zero = None if input_zero_point is None or input_zero_point.numel() == 0 else input_zero_point
+    vectors = (input_scale, zero, weight_scale, bias)
+    x, w = input.contiguous(), _plain("int8_mm", weight)
+    return _Product(x, w, vectors, act, dtype or torch.float32).run()
+
+
+def int8_linear(
+    input: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    symmetric: bool = True,
+    bits: int = 8,
+    act: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    w = _plain("int8_linear", weight)
+    q, scale, zero = quantize(input, symmetric=symmetric, bits=bits)
+    vectors = (scale, None if symmetric else zero, weight_scale, bias)
+    return _Product(q, w, vectors, act, dtype or input.dtype).run()
+
+
+def int8_weight_only_mm(
+    input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, act: str | None = None
+) -> Tensor:
+    x, w = input.contiguous(), _plain("int8_weight_only_mm", weight)
+    return _Product(x, w, (None, None, weight_scale, bias), act, input.dtype).run()

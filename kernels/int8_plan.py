@@ -1,0 +1,122 @@
+"""The 8-bit products: which tiles a product is cut in, and its launch.
+
+Tiles are chosen by a rule: the largest that give every multiprocessor one. The environment variable
+ONEPASS_INT8_TILES takes this over, for every product of the process: the name of tiles pins them, and
+"autotune" times all that fit at the first product of its kind (dtypes, n, k, m up to the next power of two)
+and keeps the fastest; that waits for the device, and is not for a graph under capture.
+
+The numbers below are reasoned: none has been timed on a GPU.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .machine import Processors
+
+PINNED = os.environ.get("ONEPASS_INT8_TILES")
+
+
+class Tiles(NamedTuple):
+    """A program's: rows x outputs of the result, and as much depth at a time, in so many stages."""
+
+    rows: int
+    outputs: int
+    depth: int
+    warps: int
+    stages: int
+
+    def count(self, m: int, n: int) -> int:
+        return triton.cdiv(m, self.rows) * triton.cdiv(n, self.outputs)
+
+    def on(self, machine: Processors) -> "Tiles":
+        """Two stages elsewhere than on NVIDIA's: a CDNA3 has 64 KB of shared memory, and one stage there is
+        in registers."""
+        return self if machine.nvidia else self._replace(stages=min(self.stages, 2))
+
+    def fits(self, machine: Processors, x_bytes: int) -> bool:
+        buffers = self.stages if machine.nvidia else self.stages - 1
+        return buffers * self.depth * (self.rows * x_bytes + self.outputs) <= machine.shared
+
+
+# From the largest to the smallest. 128 bytes of depth are a row of the swizzle that tensor cores read by.
+# wide: 128 sums a thread, all that a multiprocessor's registers hold; square: half of that, so that two
+# programs take turns at loading and storing. flat: 16 rows are the least of mma.sync.
+WHOLE = {
+    "wide": Tiles(128, 256, 128, 8, 3),
+    "square": Tiles(128, 128, 128, 8, 3),
+    "low": Tiles(64, 64, 128, 4, 4),
+    "flat": Tiles(16, 32, 256, 4, 4),
+}
+# Real x by bytes: 64 of depth are a row of the swizzle in 16 bits, and a warpgroup's tile has 64 outputs.
+REAL = {
+    "wide": Tiles(128, 256, 64, 8, 4),
+    "square": Tiles(128, 128, 64, 8, 4),
+    "low": Tiles(64, 64, 64, 4, 4),
+    "flat": Tiles(16, 64, 128, 4, 4),
+}
+# float32 has no tensor cores that are exact: what counts is registers.
+SINGLE = {"square": Tiles(64, 64, 32, 8, 3), "low": Tiles(32, 64, 32, 4, 3), "flat": Tiles(16, 32, 64, 4, 3)}
+TABLES = {torch.int8: WHOLE, torch.uint8: WHOLE, torch.bfloat16: REAL, torch.float16: REAL, torch.float32: SINGLE}
+# A product of at most FEW rows that nothing is pinned for reads 16 bytes a thread and row at a time, eight
+# outputs a program. More rows would be bound by the multiplications of threads.
+FEW, ROWS = 4, Tiles(1, 8, 512, 4, 1)
+
+
+def largest(table: dict[str, Tiles], m: int, n: int, machine: Processors) -> str:
+    """Its rows are not more than twice what there is, and every multiprocessor has one; else the lowest that
+    holds m rows."""
+    names = list(table)
+    for name in names[:-1]:
+        tiles = table[name]
+        if tiles.rows < 2 * m and tiles.count(m, n) >= machine.count:
+            return name
+    return names[-1] if m <= table[names[-1]].rows else names[-2]
+
+
+_fastest: dict[Any, str] = {}
+
+
+def fastest(kind: tuple, names: list[str], run: Callable[[str], None]) -> str:
+    """By trial, at the first product of a kind."""
+    if kind not in _fastest:
+        _fastest[kind] = min(names, key=lambda name: triton.testing.do_bench(lambda: run(name)))
+    return _fastest[kind]
+
+
+def choose(
+    table: dict[str, Tiles], m: int, n: int, x_bytes: int, machine: Processors, kind: tuple, run: Callable
+) -> Tiles:
+    """Those of the table that a product is cut in. run: launches it in the tiles it is given."""
+    fitting = {name: t for name, tiles in table.items() if (t := tiles.on(machine)).fits(machine, x_bytes)}
+    if not PINNED:
+        return fitting[largest(fitting, m, n, machine)]
+    if PINNED == "autotune":
+        return fitting[fastest((*kind, triton.next_power_of_2(m)), list(fitting), lambda name: run(fitting[name]))]
+    if PINNED not in fitting:
+        raise RuntimeError(
+            f"ONEPASS_INT8_TILES is '{PINNED}', expected autotune or one of those that fit here: "
+            f"{', '.join(fitting)}"
+        )
+    return fitting[PINNED]
+
+
+# --- launches ---------------------------------------------------------------------------------------------
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """All launches come through here."""
+    kernel[(programs,)](*arguments, **constants)
+
+
+def constants_of(tiles: Tiles) -> dict[str, Any]:
+    """The kernel's, and options of the compiler: multiply and add stay two operations."""
+    sizes = {"ROWS": tiles.rows, "OUTPUTS": tiles.outputs, "DEPTH": tiles.depth}
+    return sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False}
+
+
+def describable(*matrices: Tensor) -> bool:
+    """Can the hardware load blocks of them? It wants rows that begin at multiples of 16 bytes."""
+    return all(t.data_ptr() % 16 == 0 and 0 < t.shape[1] and t.shape[1] % 16 == 0 for t in matrices)
