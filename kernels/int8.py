@@ -4,7 +4,8 @@ schemas in onepass/ops.py.
 Memory contract. A product is one launch; what it reads and writes stands in int8_rows.py (at most four rows),
 int8_tiles.py and int8_weight_only.py. `int8_linear` is two: x is quantized row by row (5 bytes an element of
 float32), and its bytes are multiplied. No int32 sums reach memory but where they are the result. What is not
-contiguous is copied first. Nothing waits for the device, so that a weight of -128 is not looked for there; it
+contiguous, or has rows that do not begin at multiples of 16 bytes, is copied first: weights of such a k are
+best padded once, by their owner. Nothing waits for the device, so that a weight of -128 is not looked for there; it
 is multiplied as such.
 """
 
@@ -31,22 +32,34 @@ def _plain(op: str, weight: Tensor) -> Tensor:
         raise RuntimeError(
             f"{op}: weight is packed, which only kernels of the CPU read: give the torch.int8 weight"
         )
-    return weight.contiguous()
+    return weight
+
+
+def _even(matrix: Tensor) -> Tensor:
+    """Dense, with rows that begin at multiples of 16 elements and bytes: itself, or a copy with zeros behind
+    each row. Memory moves 16 bytes at a time then; byte by byte it would not fit the registers."""
+    rows, k = matrix.shape
+    if k % 16 == 0 and matrix.is_contiguous() and matrix.data_ptr() % 16 == 0:
+        return matrix
+    even = matrix.new_zeros(rows, triton.cdiv(k, 16) * 16)
+    even[:, :k] = matrix
+    return even
 
 
 class _Product:
-    """A product as its launches see it. x: dense. vectors: scale and zero point of rows, scale and bias of
-    outputs."""
+    """A product as its launches see it. vectors: scale and zero point of rows, scale and bias of outputs."""
 
     def __init__(
         self, x: Tensor, w: Tensor, vectors: Vectors, act: str | None, dtype: torch.dtype | None
     ) -> None:
-        *rows, self.k = x.shape
+        *rows, k = x.shape
         self.m, self.n = math.prod(rows), w.shape[0]
-        self.x, self.w = x.view(self.m, self.k), w
+        self.x, self.w = _even(x.reshape(self.m, k)), _even(w)
+        self.k = self.x.shape[1]
         self.y = x.new_empty((*rows, self.n), dtype=dtype)
         self.vectors = tuple(None if t is None else t.contiguous() for t in vectors)
         self.machine = processors_of(x.device)
+        self.described = self.machine.descriptors and self.k > 0
         self.constants = {
             "STEPS": tuple(int(t is not None and t.dim() > 0) for t in vectors),
             "ACT": act,
@@ -65,7 +78,7 @@ class _Product:
         programs = tiles.count(self.m, self.n)
         if self.x.is_floating_point():
             self._launch(weight_only_tiles, programs, self.x, self.w, tiles)
-        elif self.machine.descriptors and plan.describable(self.x, self.w):
+        elif self.described:
             x = TensorDescriptor.from_tensor(self.x, [tiles.rows, tiles.depth])
             w = TensorDescriptor.from_tensor(self.w, [tiles.outputs, tiles.depth])
             self._launch(product_tiles_tma, min(programs, self.machine.count), x, w, tiles)
@@ -80,7 +93,8 @@ class _Product:
                 self.by_rows()
             else:
                 kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.constants["CORRECTS"]
-                table, size = plan.TABLES[self.x.dtype], self.x.element_size()
+                table = plan.table_of(self.x.dtype, self.described, self.constants["CORRECTS"])
+                size = self.x.element_size()
                 self.by_tiles(
                     plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles)
                 )
@@ -100,8 +114,8 @@ def int8_mm(
 ) -> Tensor:
     zero = None if input_zero_point is None or input_zero_point.numel() == 0 else input_zero_point
     vectors = (input_scale, zero, weight_scale, bias)
-    x, w = input.contiguous(), _plain("int8_mm", weight)
-    return _Product(x, w, vectors, act, dtype or torch.float32).run()
+    w = _plain("int8_mm", weight)
+    return _Product(input, w, vectors, act, dtype or torch.float32).run()
 
 
 def int8_linear(
@@ -124,5 +138,5 @@ def int8_linear(
 def int8_weight_only_mm(
     input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, act: str | None = None
 ) -> Tensor:
-    x, w = input.contiguous(), _plain("int8_weight_only_mm", weight)
-    return _Product(x, w, (None, None, weight_scale, bias), act, input.dtype).run()
+    w = _plain("int8_weight_only_mm", weight)
+    return _Product(input, w, (None, None, weight_scale, bias), act, input.dtype).run()

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from .machine import Processors
 
@@ -60,11 +59,19 @@ REAL = {
     "flat": Tiles(16, 64, 128, 4, 4),
 }
 # float32 has no tensor cores that are exact: what counts is registers.
-SINGLE = {"square": Tiles(64, 64, 32, 8, 3), "low": Tiles(32, 64, 32, 4, 3), "flat": Tiles(16, 32, 64, 4, 3)}
-TABLES = {torch.int8: WHOLE, torch.uint8: WHOLE, torch.bfloat16: REAL, torch.float16: REAL, torch.float32: SINGLE}
+SINGLE = {"square": Tiles(64, 64, 32, 8, 3), "low": Tiles(32, 64, 32, 8, 3), "flat": Tiles(16, 32, 64, 4, 3)}
 # A product of at most FEW rows that nothing is pinned for reads 16 bytes a thread and row at a time, eight
 # outputs a program. More rows would be bound by the multiplications of threads.
 FEW, ROWS = 4, Tiles(1, 8, 512, 4, 1)
+
+
+def table_of(dtype: torch.dtype, described: bool, corrects: bool) -> dict[str, Tiles]:
+    """Of a product with an x of this dtype. Beside what `wide` keeps in registers there is no room for
+    pointers, nor for sums of weights."""
+    if dtype in (torch.int8, torch.uint8):
+        narrow = {name: tiles for name, tiles in WHOLE.items() if name != "wide"}
+        return WHOLE if described and not corrects else narrow
+    return SINGLE if dtype == torch.float32 else REAL
 
 
 def largest(table: dict[str, Tiles], m: int, n: int, machine: Processors) -> str:
@@ -116,7 +123,3 @@ def constants_of(tiles: Tiles) -> dict[str, Any]:
     sizes = {"ROWS": tiles.rows, "OUTPUTS": tiles.outputs, "DEPTH": tiles.depth}
     return sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False}
 
-
-def describable(*matrices: Tensor) -> bool:
-    """Can the hardware load blocks of them? It wants rows that begin at multiples of 16 bytes."""
-    return all(t.data_ptr() % 16 == 0 and 0 < t.shape[1] and t.shape[1] % 16 == 0 for t in matrices)

@@ -13,6 +13,7 @@ import triton.language as tl
 from .int8_rules import scaled, signed, signed_zero, without_zero
 
 _BAND = tl.constexpr(8)  # blocks of rows
+_AT_ONCE = tl.constexpr(128 * 128)
 
 
 @triton.jit
@@ -33,12 +34,10 @@ def _each(values, at, count, STEP: tl.constexpr):
 
 
 @triton.jit
-def finish(
+def _finish_part(
     sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
     X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Scales, zero points, bias and activation, and the store. sums: [rows, outputs] of the tile. weights:
-    of each output, where they are needed. X: the dtype of x. STEPS: of the four vectors, 0 for one value."""
     rows, outputs = first_row + tl.arange(0, sums.shape[0]), first_output + tl.arange(0, sums.shape[1])
     if weights is not None:
         zero = signed_zero(0, X) if input_zero is None else signed_zero(
@@ -55,12 +54,42 @@ def finish(
 
 
 @triton.jit
+def finish(
+    sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
+    X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """Scales, zero points, bias and activation, and the store. sums: [rows, outputs] of the tile. weights:
+    of each output, where they are needed. X: the dtype of x. STEPS: of the four vectors, 0 for one value.
+    A wide tile in two halves: sums take half of a thread's registers, and so would what is made of them."""
+    if sums.shape[0] * sums.shape[1] > _AT_ONCE:
+        HALF: tl.constexpr = sums.shape[1] // 2
+        halves = tl.permute(tl.reshape(sums, (sums.shape[0], 2, HALF)), (0, 2, 1))
+        left, right = tl.split(halves)
+        if weights is not None:
+            weights, others = tl.split(tl.permute(tl.reshape(weights, (2, HALF)), (1, 0)))
+        else:
+            others = None
+        _finish_part(
+            left, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
+            X, STEPS, ACT,
+        )  # fmt: skip
+        _finish_part(
+            right, others, first_row, first_output + HALF, y, input_scale, input_zero, weight_scale, bias, m, n,
+            X, STEPS, ACT,
+        )  # fmt: skip
+    else:
+        _finish_part(
+            sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
+            X, STEPS, ACT,
+        )  # fmt: skip
+
+
+@triton.jit
 def product_tiles(
     x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Any k and any alignment; where k is no multiple of 16, byte by byte."""
     row, output = place(tl.program_id(0), m, n, ROWS, OUTPUTS)
     rows = tl.minimum(row * ROWS + tl.arange(0, ROWS), m - 1).to(tl.int64)  # beyond the last: that again
     outputs = tl.minimum(output * OUTPUTS + tl.arange(0, OUTPUTS), n - 1).to(tl.int64)

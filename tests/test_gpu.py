@@ -25,6 +25,7 @@ CASES_OF_OPS = [
     for op in OPS
     for case in CASES[op.name]
     for dtype in case.dtypes
+    if not case.packed
 ]
 
 

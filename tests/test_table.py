@@ -13,8 +13,7 @@ needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C+
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
 
-# Packing is the CPU's; the product's Triton kernels are to come.
-NO_TRITON = ("int8_pack", "int8_unpack", "int8_mm", "int8_linear", "int8_weight_only_mm")
+CPU_ALONE = ("int8_pack", "int8_unpack")  # its kernels alone read packed weights
 IN_BYTES = ("quantize", "dequantize", "int8_mm")  # that read or write numbers of one byte
 
 

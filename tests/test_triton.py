@@ -56,7 +56,7 @@ ROWS = [
     for op in SERVED
     for case in CASES[op.name]
     for dtype in DTYPES
-    if DTYPES[dtype] in case.dtypes and not case.name.startswith("bf16_")
+    if DTYPES[dtype] in case.dtypes and not case.name.startswith("bf16_") and not case.packed
 ]
 
 

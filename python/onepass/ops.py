@@ -277,8 +277,15 @@ _QUANTS = (
 _PRODUCT = "str? act=None, ScalarType? dtype=None"
 
 
-def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str, everywhere: bool = True) -> Op:
-    """everywhere: not on the CPU alone."""
+def _int8(
+    name: str,
+    schema: str,
+    doc: str,
+    bytes_per_element: int,
+    fake: str,
+    cpp: tuple[str, ...] = ("CPU", "CUDA"),
+    triton: bool = True,
+) -> Op:
     return Op(
         name=name,
         schema=schema,
@@ -289,8 +296,8 @@ def _int8(name: str, schema: str, doc: str, bytes_per_element: int, fake: str, e
         fake=fake,
         bytes_per_element=bytes_per_element,
         bench="int8",
-        triton=None,
-        cpp=("CPU", "CUDA") if everywhere else ("CPU",),
+        triton=f"onepass.kernels.int8:{name}" if triton else None,
+        cpp=cpp,
     )
 
 
@@ -301,7 +308,8 @@ _INT8 = (
         "weights as the CPU's 8-bit product reads them",
         0,
         "new_packed",
-        everywhere=False,
+        cpp=("CPU",),
+        triton=False,
     ),
     _int8(
         "int8_unpack",
@@ -309,7 +317,8 @@ _INT8 = (
         "packed weights as they were",
         0,
         "new_unpacked",
-        everywhere=False,
+        cpp=("CPU",),
+        triton=False,
     ),
     _int8(
         "int8_mm",
@@ -334,6 +343,7 @@ _INT8 = (
         "a linear layer with weights in 8 bits: the input stays as it is, sums in float32",
         4,
         "new_linear",
+        cpp=("CPU",),
     ),
 )
 
@@ -378,14 +388,16 @@ OPS = (
         "adam_as_torch_",
         "Adam step in the order of rounding of torch's fused CPU kernel",
         reference="adam_",
-        everywhere=False,
+        cpp=("CPU",),
+        triton=False,
         **_ADAM,
     ),
     _optimizer(
         "adamw_as_torch_",
         "AdamW step in the order of rounding of torch's fused CPU kernel",
         reference="adamw_",
-        everywhere=False,
+        cpp=("CPU",),
+        triton=False,
         **_ADAM,
     ),
     Op(

@@ -73,7 +73,7 @@ def run(todo: list[Trial], served: list[Variant], device: str, seed: int, tick: 
             want = expected(trial.op, trial.case, seed, trial.dtype, device)
         except Exception as error:  # listed once, counted against every variant
             tally.failures.append(f"{trial}: the reference raised {type(error).__name__}: {error}")
-        for variant in (v for v in served if v.rounds(trial.case, trial.dtype)):
+        for variant in (v for v in served if v.takes(trial.case, trial.dtype, device)):
             key = trial.op.name, str(variant), trial.dtype
             lines = [] if want is None else attempt(trial, variant, device, seed, want)
             tally.run[key] += 1
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     columns = (TextColumn("selftest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(
-            "selftest", total=sum(v.rounds(t.case, t.dtype) for t in todo for v in served)
+            "selftest", total=sum(v.takes(t.case, t.dtype, args.device) for t in todo for v in served)
         )
         tally = run(todo, served, args.device, args.seed, lambda: progress.advance(bar))
     console.print(summary(tally))

@@ -33,6 +33,11 @@ class Case:
     def __call__(self, seed: int, dtype: torch.dtype, device: str = "cpu") -> Call:
         return self.build(torch.Generator().manual_seed(seed), dtype, device)
 
+    @property
+    def packed(self) -> bool:
+        """Has it a weight as only the CPU's own kernels and the reference read it?"""
+        return self.name.startswith("packed_")
+
 
 # --- optimizers -------------------------------------------------------------------------------------------
 # Below, at and above the widths of a vector, of an unrolled loop, of a tile and of the cut between threads.

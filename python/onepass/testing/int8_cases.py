@@ -63,7 +63,7 @@ def mm(
     m: Sequence[int] = (9,),
     n: int = 37,
     k: int = 70,
-    packed: bool = True,
+    packed: bool = False,
     signed: bool = True,
     zeros: bool = False,
     extreme: bool = False,
@@ -97,7 +97,7 @@ def linear(
     m: Sequence[int] = (9,),
     n: int = 37,
     k: int = 70,
-    packed: bool = True,
+    packed: bool = False,
     mean: float = 0.0,
     spoil: bool = False,
     symmetric: bool = True,
@@ -154,17 +154,18 @@ _SIZES: dict[str, Settings] = {
     "batched": {"m": (2, 3, 5)},
     "no_rows": {"m": (0,)},
     "no_depth": {"k": 0},
-    "unpacked": {"packed": False},
     "threads": {"m": (210,), "n": 130, "k": 300},
 }
 _BEHIND: dict[str, Settings] = {
     "no_bias": {"bias": False},
-    "one_scale": {"weight_scale": "[]", "packed": False},
+    "one_scale": {"weight_scale": "[]"},
     "scale_in_a_column": {"weight_scale": "[n, 1]"},
     "relu": {"act": "relu"},
     "gelu": {"act": "gelu"},
     "silu": {"act": "silu"},
 }
+# Weights as the CPU's kernels alone read them: Case.packed.
+_PACKED: dict[str, Settings] = {f"packed_{name}": {**sizes, "packed": True} for name, sizes in _SIZES.items()}
 PACK: dict[str, Settings] = {
     "plain": {"n": 37, "k": 70},
     "even": {"n": 32, "k": 64},
@@ -176,19 +177,21 @@ PACK: dict[str, Settings] = {
 }
 MM: dict[str, Settings] = {
     **_SIZES,
+    **_PACKED,
     **_BEHIND,
     "unsigned": {"signed": False, "zeros": True},
     "zero_points": {"zeros": True},
     "one_input_scale": {"input_scale": "one", "zeros": True},
     "no_weight_scale": {"weight_scale": "", "bias": True},
     "turned": {"turned": True},
-    "raw": {"raw": True, "packed": False},
-    "raw_unsigned": {"raw": True, "packed": False, "signed": False, "zeros": True},
-    "raw_extreme": {"raw": True, "packed": False, "extreme": True, "k": 16_384},
-    "raw_extreme_unsigned": {"raw": True, "packed": False, "extreme": True, "k": 16_384, "signed": False},
+    "raw": {"raw": True},
+    "raw_unsigned": {"raw": True, "signed": False, "zeros": True},
+    "raw_extreme": {"raw": True, "extreme": True, "k": 16_384},
+    "raw_extreme_unsigned": {"raw": True, "extreme": True, "k": 16_384, "signed": False},
 }
 LINEAR: dict[str, Settings] = {
     **_SIZES,
+    **_PACKED,
     **_BEHIND,
     "seven_bits": {"bits": 7},
     "seven_bits_deep": {"bits": 7, "m": (13,), "k": 2_051},
@@ -209,5 +212,6 @@ WEIGHT_ONLY: dict[str, Settings] = {
 
 def dtypes(op: str, name: str) -> tuple[torch.dtype, ...]:
     """Of the output, and of int8_linear's input."""
-    single = op in ("int8_pack", "int8_unpack") or name.startswith("raw") or name in ("threads", "deep")
+    large = name.removeprefix("packed_") in ("threads", "deep")
+    single = op in ("int8_pack", "int8_unpack") or name.startswith("raw") or large
     return REAL[:1] if single else REAL

@@ -24,8 +24,11 @@ class Variant:
     def __str__(self) -> str:
         return f"{self.backend}/{self.isa}" if self.isa else self.backend
 
-    def rounds(self, case: Case, dtype: torch.dtype) -> bool:
-        """Triton's interpreter cuts bfloat16 off where hardware rounds it: no result to judge."""
+    def takes(self, case: Case, dtype: torch.dtype, device: str = "cpu") -> bool:
+        """Triton's interpreter cuts bfloat16 off where hardware rounds it: no result to judge. Packed weights
+        are refused wherever the CPU's own kernels are not meant."""
+        if case.packed and (device != "cpu" or self.backend == "triton"):
+            return False
         cut_off = dtype == torch.bfloat16 or case.name.startswith("bf16_")
         return not (self.backend == "triton" and backends.interpreting() and cut_off)
 
