@@ -67,11 +67,12 @@ class _Product:
         }
 
     def _launch(self, kernel: Any, programs: int, x: Any, w: Any, tiles: plan.Tiles) -> None:
-        constants = self.constants | plan.constants_of(tiles)
+        whole = not self.x.is_floating_point()
+        constants = self.constants | plan.constants_of(tiles, whole)
         plan.launch(kernel, programs, x, w, self.y, *self.vectors, self.m, self.n, self.k, **constants)
 
     def by_rows(self) -> None:
-        tiles = plan.ROWS._replace(rows=triton.next_power_of_2(self.m))
+        tiles = plan.few(self.m, self.k)
         self._launch(product_rows, tiles.count(self.m, self.n), self.x, self.w, tiles)
 
     def by_tiles(self, tiles: plan.Tiles) -> None:
@@ -81,7 +82,8 @@ class _Product:
         elif self.described:
             x = TensorDescriptor.from_tensor(self.x, [tiles.rows, tiles.depth])
             w = TensorDescriptor.from_tensor(self.w, [tiles.outputs, tiles.depth])
-            self._launch(product_tiles_tma, min(programs, self.machine.count), x, w, tiles)
+            at_a_time = self.machine.count * tiles.at_a_time(self.machine, 1)
+            self._launch(product_tiles_tma, min(programs, at_a_time), x, w, tiles)
         else:
             self._launch(product_tiles, programs, self.x, self.w, tiles)
 

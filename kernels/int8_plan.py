@@ -32,19 +32,20 @@ class Tiles(NamedTuple):
     def count(self, m: int, n: int) -> int:
         return triton.cdiv(m, self.rows) * triton.cdiv(n, self.outputs)
 
-    def on(self, machine: Processors) -> "Tiles":
-        """Two stages elsewhere than on NVIDIA's: a CDNA3 has 64 KB of shared memory, and one stage there is
-        in registers."""
-        return self if machine.nvidia else self._replace(stages=min(self.stages, 2))
+    def on(self, machine: Processors, x_bytes: int) -> "Tiles | None":
+        """None where they do not fit. Elsewhere than on NVIDIA's there are two stages, one of them in
+        registers: a CDNA3 has 64 KB of shared memory."""
+        tiles = self if machine.nvidia else self._replace(stages=2)
+        return tiles if tiles.at_a_time(machine, x_bytes) else None
 
-    def fits(self, machine: Processors, x_bytes: int) -> bool:
+    def at_a_time(self, machine: Processors, x_bytes: int) -> int:
+        """Programs that a multiprocessor's shared memory holds."""
         buffers = self.stages if machine.nvidia else self.stages - 1
-        return buffers * self.depth * (self.rows * x_bytes + self.outputs) <= machine.shared
+        return machine.shared // (buffers * self.depth * (self.rows * x_bytes + self.outputs))
 
 
 # From the largest to the smallest. 128 bytes of depth are a row of the swizzle that tensor cores read by.
-# wide: 128 sums a thread, all that a multiprocessor's registers hold; square: half of that, so that two
-# programs take turns at loading and storing. flat: 16 rows are the least of mma.sync.
+# wide: 128 sums a thread, half of its registers. flat: 16 rows are the least of mma.sync.
 WHOLE = {
     "wide": Tiles(128, 256, 128, 8, 3),
     "square": Tiles(128, 128, 128, 8, 3),
@@ -60,9 +61,17 @@ REAL = {
 }
 # float32 has no tensor cores that are exact: what counts is registers.
 SINGLE = {"square": Tiles(64, 64, 32, 8, 3), "low": Tiles(32, 64, 32, 8, 3), "flat": Tiles(16, 32, 64, 4, 3)}
-# A product of at most FEW rows that nothing is pinned for reads 16 bytes a thread and row at a time, eight
-# outputs a program. More rows would be bound by the multiplications of threads.
-FEW, ROWS = 4, Tiles(1, 8, 512, 4, 1)
+# A product of at most so many rows that nothing is pinned for goes without tensor cores: more would be bound
+# by what threads multiply.
+FEW = 4
+
+
+def few(m: int, k: int) -> Tiles:
+    """A warp reads 512 bytes of weights at a time, and up to four of them share an output's depth. A thread
+    has 64 sums, whatever the rows: four outputs of one, one of four."""
+    rows = triton.next_power_of_2(m)
+    warps = min(4, triton.next_power_of_2(triton.cdiv(max(1, k), 512)))
+    return Tiles(rows, FEW // rows, 512 * warps, warps, 1)
 
 
 def table_of(dtype: torch.dtype, described: bool, corrects: bool) -> dict[str, Tiles]:
@@ -99,16 +108,15 @@ def choose(
     table: dict[str, Tiles], m: int, n: int, x_bytes: int, machine: Processors, kind: tuple, run: Callable
 ) -> Tiles:
     """Those of the table that a product is cut in. run: launches it in the tiles it is given."""
-    fitting = {name: t for name, tiles in table.items() if (t := tiles.on(machine)).fits(machine, x_bytes)}
+    fitting = {name: t for name, tiles in table.items() if (t := tiles.on(machine, x_bytes))}
     if not PINNED:
         return fitting[largest(fitting, m, n, machine)]
     if PINNED == "autotune":
-        return fitting[fastest((*kind, triton.next_power_of_2(m)), list(fitting), lambda name: run(fitting[name]))]
+        kind = (*kind, triton.next_power_of_2(m))
+        return fitting[fastest(kind, list(fitting), lambda name: run(fitting[name]))]
     if PINNED not in fitting:
-        raise RuntimeError(
-            f"ONEPASS_INT8_TILES is '{PINNED}', expected autotune or one of those that fit here: "
-            f"{', '.join(fitting)}"
-        )
+        names = ", ".join(fitting)
+        raise RuntimeError(f"ONEPASS_INT8_TILES is '{PINNED}', expected autotune or what fits here: {names}")
     return fitting[PINNED]
 
 
@@ -118,8 +126,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
     kernel[(programs,)](*arguments, **constants)
 
 
-def constants_of(tiles: Tiles) -> dict[str, Any]:
-    """The kernel's, and options of the compiler: multiply and add stay two operations."""
+def constants_of(tiles: Tiles, whole: bool) -> dict[str, Any]:
+    """The kernel's, and options of the compiler. Behind whole sums multiply and add stay two operations."""
     sizes = {"ROWS": tiles.rows, "OUTPUTS": tiles.outputs, "DEPTH": tiles.depth}
-    return sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False}
+    return sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": not whole}
 

@@ -11,33 +11,29 @@ import triton.language as tl
 from .int8_rules import signed
 from .int8_tiles import finish
 
-RUN = tl.constexpr(16)  # weights that a thread reads at a time
-
-
 @triton.jit
 def product_rows(
     x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Blocks are [rows, outputs, runs, RUN]. All ROWS rows are taken; those beyond the last are it again."""
+    """Blocks are [rows, outputs, depth]. All ROWS rows are taken; those beyond the last are it again."""
     T: tl.constexpr = tl.int32 if x.dtype.element_ty.is_int() else tl.float32
-    RUNS: tl.constexpr = DEPTH // RUN
     first = tl.program_id(0) * OUTPUTS
     rows = tl.minimum(tl.arange(0, ROWS), m - 1)
     outputs = tl.minimum(first + tl.arange(0, OUTPUTS), n - 1).to(tl.int64)
-    deep = tl.arange(0, RUNS)[:, None] * RUN + tl.arange(0, RUN)[None, :]
-    from_x, from_w = x + rows[:, None, None] * k + deep[None], w + outputs[:, None, None] * k + deep[None]
-    sums = tl.zeros((ROWS, OUTPUTS, RUNS), T)
-    weights = tl.zeros((OUTPUTS, RUNS), tl.int32)
+    deep = tl.arange(0, DEPTH)
+    from_x, from_w = x + rows[:, None, None] * k + deep, w + outputs[None, :, None] * k + deep
+    sums = tl.zeros((ROWS, OUTPUTS, DEPTH), T)
+    weights = tl.zeros((1, OUTPUTS, DEPTH), tl.int32)
     for start in range(0, k, DEPTH):
-        inside = (deep < k - start)[None]
+        inside = (deep < k - start)[None, None]
         a = signed(tl.load(from_x + start, mask=inside, other=0)).to(T)
         b = tl.load(from_w + start, mask=inside, other=0)
-        sums += tl.sum(a[:, None] * b.to(T)[None], 3)
+        sums += a * b.to(T)
         if CORRECTS:
-            weights += tl.sum(b.to(tl.int32), 2)
+            weights += b.to(tl.int32)
     finish(
-        tl.sum(sums, 2), tl.sum(weights, 1) if CORRECTS else None, 0, first,
+        tl.sum(sums, 2), tl.sum(tl.sum(weights, 2), 0) if CORRECTS else None, 0, first,
         y, input_scale, input_zero, weight_scale, bias, m, n, x.dtype.element_ty, STEPS, ACT,
     )  # fmt: skip
