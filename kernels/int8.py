@@ -5,8 +5,8 @@ Memory contract. A product is one launch; what it reads and writes stands in int
 int8_tiles.py and int8_weight_only.py. `int8_linear` is two: x is quantized row by row (5 bytes an element of
 float32), and its bytes are multiplied. No int32 sums reach memory but where they are the result. What is not
 contiguous, or has rows that do not begin at multiples of 16 bytes, is copied first: weights of such a k are
-best padded once, by their owner. Nothing waits for the device, so that a weight of -128 is not looked for there; it
-is multiplied as such.
+best padded once, by their owner. Nothing waits for the device, so that a weight of -128 is not looked for;
+it is multiplied as such.
 """
 
 import math
@@ -21,7 +21,7 @@ from . import int8_plan as plan
 from .int8_rows import product_rows
 from .int8_tiles import product_tiles, product_tiles_tma
 from .int8_weight_only import weight_only_tiles
-from .machine import processors_of
+from .machine import machine_of
 from .quant import quantize
 
 Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -58,13 +58,11 @@ class _Product:
         self.k = self.x.shape[1]
         self.y = x.new_empty((*rows, self.n), dtype=dtype)
         self.vectors = tuple(None if t is None else t.contiguous() for t in vectors)
-        self.machine = processors_of(x.device)
+        self.machine = machine_of(x.device)
         self.described = self.machine.descriptors and self.k > 0
-        self.constants = {
-            "STEPS": tuple(int(t is not None and t.dim() > 0) for t in vectors),
-            "ACT": act,
-            "CORRECTS": vectors[1] is not None or x.dtype == torch.uint8,
-        }
+        self.corrects = vectors[1] is not None or x.dtype == torch.uint8
+        steps = tuple(int(t is not None and t.dim() > 0) for t in vectors)
+        self.constants = {"STEPS": steps, "ACT": act, "CORRECTS": self.corrects}
 
     def _launch(self, kernel: Any, programs: int, x: Any, w: Any, tiles: plan.Tiles) -> None:
         whole = not self.x.is_floating_point()
@@ -73,16 +71,16 @@ class _Product:
 
     def by_rows(self) -> None:
         tiles = plan.few(self.m, self.k)
-        self._launch(product_rows, tiles.count(self.m, self.n), self.x, self.w, tiles)
+        self._launch(product_rows, tiles.cover(self.m, self.n), self.x, self.w, tiles)
 
     def by_tiles(self, tiles: plan.Tiles) -> None:
-        programs = tiles.count(self.m, self.n)
+        programs = tiles.cover(self.m, self.n)
         if self.x.is_floating_point():
             self._launch(weight_only_tiles, programs, self.x, self.w, tiles)
         elif self.described:
             x = TensorDescriptor.from_tensor(self.x, [tiles.rows, tiles.depth])
             w = TensorDescriptor.from_tensor(self.w, [tiles.outputs, tiles.depth])
-            at_a_time = self.machine.count * tiles.at_a_time(self.machine, 1)
+            at_a_time = self.machine.processors * tiles.at_a_time(self.machine, 1)
             self._launch(product_tiles_tma, min(programs, at_a_time), x, w, tiles)
         else:
             self._launch(product_tiles, programs, self.x, self.w, tiles)
@@ -94,12 +92,10 @@ class _Product:
             if self.m <= plan.FEW and not plan.PINNED:
                 self.by_rows()
             else:
-                kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.constants["CORRECTS"]
-                table = plan.table_of(self.x.dtype, self.described, self.constants["CORRECTS"])
+                kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.corrects
+                table = plan.table_of(self.x.dtype, self.described, self.corrects)
                 size = self.x.element_size()
-                self.by_tiles(
-                    plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles)
-                )
+                self.by_tiles(plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles))
         return self.y
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from .machine import Processors
+from .machine import Machine
 
 PINNED = os.environ.get("ONEPASS_INT8_TILES")
 
@@ -29,16 +29,17 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
-    def count(self, m: int, n: int) -> int:
+    def cover(self, m: int, n: int) -> int:
+        """How many they are."""
         return triton.cdiv(m, self.rows) * triton.cdiv(n, self.outputs)
 
-    def on(self, machine: Processors, x_bytes: int) -> "Tiles | None":
+    def on(self, machine: Machine, x_bytes: int) -> "Tiles | None":
         """None where they do not fit. Elsewhere than on NVIDIA's there are two stages, one of them in
         registers: a CDNA3 has 64 KB of shared memory."""
         tiles = self if machine.nvidia else self._replace(stages=2)
         return tiles if tiles.at_a_time(machine, x_bytes) else None
 
-    def at_a_time(self, machine: Processors, x_bytes: int) -> int:
+    def at_a_time(self, machine: Machine, x_bytes: int) -> int:
         """Programs that a multiprocessor's shared memory holds."""
         buffers = self.stages if machine.nvidia else self.stages - 1
         return machine.shared // (buffers * self.depth * (self.rows * x_bytes + self.outputs))
@@ -83,13 +84,13 @@ def table_of(dtype: torch.dtype, described: bool, corrects: bool) -> dict[str, T
     return SINGLE if dtype == torch.float32 else REAL
 
 
-def largest(table: dict[str, Tiles], m: int, n: int, machine: Processors) -> str:
+def largest(table: dict[str, Tiles], m: int, n: int, machine: Machine) -> str:
     """Its rows are not more than twice what there is, and every multiprocessor has one; else the lowest that
     holds m rows."""
     names = list(table)
     for name in names[:-1]:
         tiles = table[name]
-        if tiles.rows < 2 * m and tiles.count(m, n) >= machine.count:
+        if tiles.rows < 2 * m and tiles.cover(m, n) >= machine.processors:
             return name
     return names[-1] if m <= table[names[-1]].rows else names[-2]
 
@@ -105,7 +106,7 @@ def fastest(kind: tuple, names: list[str], run: Callable[[str], None]) -> str:
 
 
 def choose(
-    table: dict[str, Tiles], m: int, n: int, x_bytes: int, machine: Processors, kind: tuple, run: Callable
+    table: dict[str, Tiles], m: int, n: int, x_bytes: int, machine: Machine, kind: tuple, run: Callable
 ) -> Tiles:
     """Those of the table that a product is cut in. run: launches it in the tiles it is given."""
     fitting = {name: t for name, tiles in table.items() if (t := tiles.on(machine, x_bytes))}
@@ -130,4 +131,3 @@ def constants_of(tiles: Tiles, whole: bool) -> dict[str, Any]:
     """The kernel's, and options of the compiler. Behind whole sums multiply and add stay two operations."""
     sizes = {"ROWS": tiles.rows, "OUTPUTS": tiles.outputs, "DEPTH": tiles.depth}
     return sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": not whole}
-

@@ -11,6 +11,7 @@ import triton.language as tl
 from .int8_rules import signed
 from .int8_tiles import finish
 
+
 @triton.jit
 def product_rows(
     x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
@@ -33,7 +34,6 @@ def product_rows(
         sums += a * b.to(T)
         if CORRECTS:
             weights += b.to(tl.int32)
-    finish(
-        tl.sum(sums, 2), tl.sum(tl.sum(weights, 2), 0) if CORRECTS else None, 0, first,
-        y, input_scale, input_zero, weight_scale, bias, m, n, x.dtype.element_ty, STEPS, ACT,
-    )  # fmt: skip
+    of_outputs = tl.sum(tl.sum(weights, 2), 0) if CORRECTS else None
+    behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+    finish(tl.sum(sums, 2), of_outputs, 0, first, behind, x.dtype.element_ty, STEPS, ACT)

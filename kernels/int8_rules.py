@@ -3,8 +3,10 @@
     y = act(float(sum of (x - zero_point) * w) * weight_scale * input_scale + bias)
 
 in this order, in float32, multiply and add in two operations: the same bits for any way to cut the product,
-and those of csrc/cpu/int8.cpp but for exp and erf. Whole sums are modulo 2^32, so that what overflows on the
-way comes back. Nothing here knows a tensor, a tile or a launch. ACT: None, "relu", "gelu" or "silu".
+and those of csrc/cpu/int8.cpp but for exp and erf. Sums of signed bytes fit 31 bits, so that tensor cores,
+which saturate, never do; what is taken off for a zero point is modulo 2^32, and comes back.
+
+Nothing here knows a tensor, a tile or a launch. ACT: None, "relu", "gelu" or "silu".
 """
 
 import triton
@@ -24,7 +26,7 @@ def signed(x):
 @triton.jit
 def signed_zero(zero, X: tl.constexpr):
     """The zero point that belongs to signed(x). X: the dtype of x."""
-    return zero - HALF_OF_UNSIGNED if X == tl.uint8 else zero
+    return zero - HALF_OF_UNSIGNED if tl.uint8 == X else zero
 
 
 @triton.jit
@@ -38,9 +40,7 @@ def gated(v, ACT: tl.constexpr):
     """gelu is the exact one, by erf."""
     if ACT == "gelu":
         v = v * (0.5 * (1.0 + tl.erf(v * 0.7071067811865476)))
-    else:
-        v = activate(v, 0.0, ACT)
-    return v
+    return activate(v, 0.0, ACT)
 
 
 @triton.jit

@@ -34,15 +34,14 @@ def _each(values, at, count, STEP: tl.constexpr):
 
 
 @triton.jit
-def _finish_part(
-    sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
-    X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+def _finish(
+    sums, weights, first_row, first_output, behind, X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr
+):
+    y, input_scale, input_zero, weight_scale, bias, m, n = behind
     rows, outputs = first_row + tl.arange(0, sums.shape[0]), first_output + tl.arange(0, sums.shape[1])
     if weights is not None:
-        zero = signed_zero(0, X) if input_zero is None else signed_zero(
-            _each(input_zero, rows, m, STEPS[1]), X)[:, None]  # fmt: skip
-        sums = without_zero(sums, zero, weights[None, :])
+        zero = tl.zeros_like(rows) if input_zero is None else _each(input_zero, rows, m, STEPS[1])
+        sums = without_zero(sums, signed_zero(zero, X)[:, None], weights[None, :])
     if y.dtype.element_ty != tl.int32:
         of_row, of_output = _each(input_scale, rows, m, STEPS[0]), _each(weight_scale, outputs, n, STEPS[2])
         added = _each(bias, outputs, n, STEPS[3])
@@ -55,33 +54,19 @@ def _finish_part(
 
 @triton.jit
 def finish(
-    sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
-    X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    sums, weights, first_row, first_output, behind, X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr
+):
     """Scales, zero points, bias and activation, and the store. sums: [rows, outputs] of the tile. weights:
-    of each output, where they are needed. X: the dtype of x. STEPS: of the four vectors, 0 for one value.
-    A wide tile in two halves: sums take half of a thread's registers, and so would what is made of them."""
-    if sums.shape[0] * sums.shape[1] > _AT_ONCE:
+    of each output, where they are needed. behind: what a kernel is given from y to n. X: the dtype of x.
+    STEPS: of the four vectors, 0 for one value.
+    A wide tile in two halves: its sums take half of the registers, and what is made of them would, too."""
+    if weights is None and sums.shape[0] * sums.shape[1] > _AT_ONCE:
         HALF: tl.constexpr = sums.shape[1] // 2
-        halves = tl.permute(tl.reshape(sums, (sums.shape[0], 2, HALF)), (0, 2, 1))
-        left, right = tl.split(halves)
-        if weights is not None:
-            weights, others = tl.split(tl.permute(tl.reshape(weights, (2, HALF)), (1, 0)))
-        else:
-            others = None
-        _finish_part(
-            left, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
-            X, STEPS, ACT,
-        )  # fmt: skip
-        _finish_part(
-            right, others, first_row, first_output + HALF, y, input_scale, input_zero, weight_scale, bias, m, n,
-            X, STEPS, ACT,
-        )  # fmt: skip
+        left, right = tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, HALF)), (0, 2, 1)))
+        _finish(left, None, first_row, first_output, behind, X, STEPS, ACT)
+        _finish(right, None, first_row, first_output + HALF, behind, X, STEPS, ACT)
     else:
-        _finish_part(
-            sums, weights, first_row, first_output, y, input_scale, input_zero, weight_scale, bias, m, n,
-            X, STEPS, ACT,
-        )  # fmt: skip
+        _finish(sums, weights, first_row, first_output, behind, X, STEPS, ACT)
 
 
 @triton.jit
@@ -104,10 +89,8 @@ def product_tiles(
         sums = tl.dot(a, b, sums, out_dtype=tl.int32)
         if CORRECTS:
             weights += tl.sum(b.to(tl.int32), 0)
-    finish(
-        sums, weights, row * ROWS, output * OUTPUTS, y, input_scale, input_zero, weight_scale, bias, m, n,
-        x.dtype.element_ty, STEPS, ACT,
-    )  # fmt: skip
+    behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+    finish(sums, weights, row * ROWS, output * OUTPUTS, behind, x.dtype.element_ty, STEPS, ACT)
 
 
 @triton.jit
@@ -127,7 +110,5 @@ def product_tiles_tma(
             sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
             if CORRECTS:
                 weights += tl.sum(b.to(tl.int32), 1)
-        finish(
-            sums, weights, row * ROWS, output * OUTPUTS, y, input_scale, input_zero, weight_scale, bias, m, n,
-            x.dtype, STEPS, ACT,
-        )  # fmt: skip
+        behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+        finish(sums, weights, row * ROWS, output * OUTPUTS, behind, x.dtype, STEPS, ACT)

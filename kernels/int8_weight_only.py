@@ -28,7 +28,5 @@ def weight_only_tiles(
         a = tl.load(from_w + start, mask=inside[None, :], other=0).to(x.dtype.element_ty)
         b = tl.load(from_x + start, mask=inside[:, None], other=0.0)
         sums = tl.dot(a, b, sums, input_precision="ieee")
-    finish(
-        tl.trans(sums), None, row * ROWS, output * OUTPUTS, y, None, None, weight_scale, bias, m, n,
-        x.dtype.element_ty, STEPS, ACT,
-    )  # fmt: skip
+    behind = (y, None, None, weight_scale, bias, m, n)
+    finish(tl.trans(sums), None, row * ROWS, output * OUTPUTS, behind, x.dtype.element_ty, STEPS, ACT)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from triton.runtime import driver
 
 THREADS = 128  # of a program
 PROGRAMS = 4  # of a multiprocessor: as many as 128 registers a thread leave room for
@@ -27,25 +28,24 @@ def programs_of(device: torch.device) -> tuple[int, int]:
     return PROGRAMS * properties.multi_processor_count, properties.warp_size
 
 
-class Processors(NamedTuple):
+class Machine(NamedTuple):
     """What decides how tiles of a matrix product are cut."""
 
-    count: int  # multiprocessors
+    processors: int  # multiprocessors
     shared: int  # bytes of shared memory that a program may have
     nvidia: bool
     descriptors: bool  # does the hardware load tiles by descriptors (TMA)?
 
 
 @cache
-def processors_of(device: torch.device) -> Processors:
+def machine_of(device: torch.device) -> Machine:
     """The interpreter has few, which load both ways."""
     if device.type == "cpu":
-        return Processors(3, 227 * 1024, True, True)
+        return Machine(3, 227 * 1024, True, True)
     properties, nvidia = torch.cuda.get_device_properties(device), torch.version.hip is None
-    shared = properties.shared_memory_per_block_optin if nvidia else properties.shared_memory_per_block
-    return Processors(
-        properties.multi_processor_count, shared, nvidia, nvidia and (properties.major, properties.minor) >= (9, 0)
-    )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return Machine(properties.multi_processor_count, shared, nvidia, nvidia and properties.major >= 9)
 
 
 def options(warp: int) -> dict[str, Any]:

@@ -5,7 +5,9 @@ is what makes a kernel fast and no result shows: tensor cores multiply bytes as 
 sm_90, tcgen05 on sm_100), nothing is spilled, memory moves in accesses of 128 bits or by descriptors.
 """
 
+import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +21,8 @@ CODES = {
     torch.int8: "*i8", torch.uint8: "*u8",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-ROWS = {"wide": 4096, "square": 1200, "low": 40, "flat": 9}  # of x, at which tiles are the ones of that name
-SHAPE = (4096, 1024)  # n, k
+SHARED = {80: 163, 90: 227, 100: 227, 942: 64}  # KB that a program may have; 942: gfx942
+BYTES = torch.int8
 
 
 class Launch(NamedTuple):
@@ -29,30 +31,38 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-def launch_of(
-    m: int, x: torch.dtype, y: torch.dtype, target: int, zeros: bool = False, act: str | None = None, k: int = 1024
+def _launch(
+    target: int,
+    m: int,
+    x: torch.dtype,
+    y: torch.dtype,
+    tiles: str | None,
+    zeros: bool = False,
+    act: str | None = None,
 ) -> Launch:
-    """What a product launches on a GPU of this compute capability; 942: gfx942."""
+    """What a product of m rows launches, in these tiles."""
     from onepass.kernels import int8, int8_plan
-    from onepass.kernels.machine import Processors
+    from onepass.kernels.machine import Machine
 
-    shared = {80: 163, 90: 227, 100: 227, 120: 99, 942: 64}[target] * 1024
-    machine = Processors(132, shared, target != 942, 90 <= target < 900)
-    launches = []
+    machine, launches = Machine(132, SHARED[target] * 1024, target != 942, 90 <= target < 900), []
 
     def record(kernel: Any, _: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, arguments, constants))
 
-    n = SHAPE[0]
-    rows, outputs, zero = torch.ones(m, 1), torch.ones(n), torch.ones(m, 1, dtype=torch.int32)
-    input, w = torch.ones(m, k).to(x), torch.ones(n, k, dtype=torch.int8)
-    vectors = (rows if input.dtype in (torch.int8, torch.uint8) else None, zero if zeros else None, outputs, outputs)
-    before = int8_plan.launch, int8.processors_of
-    int8_plan.launch, int8.processors_of = record, lambda _: machine
+    n, k, whole = 1024, 4096, not x.is_floating_point
+    input, w, rows, outputs = (
+        torch.ones(m, k).to(x),
+        torch.ones(n, k).to(BYTES),
+        torch.ones(m, 1),
+        torch.ones(n),
+    )
+    vectors = (rows if whole else None, rows.int() if zeros else None, outputs, outputs)
+    before = int8_plan.launch, int8_plan.PINNED, int8.machine_of
+    int8_plan.launch, int8_plan.PINNED, int8.machine_of = record, tiles, lambda _: machine
     try:
         int8._Product(input, w, vectors, act, y).run()
     finally:
-        int8_plan.launch, int8.processors_of = before
+        int8_plan.launch, int8_plan.PINNED, int8.machine_of = before
     (launch,) = launches
     return launch
 
@@ -65,7 +75,7 @@ def _kind(argument: Any) -> str:
     return "constexpr" if argument is None else "i32"
 
 
-def compiled(launch: Launch, target: int) -> dict:
+def _compiled(launch: Launch, target: int) -> dict:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -73,8 +83,12 @@ def compiled(launch: Launch, target: int) -> dict:
     kernel, arguments, constants = launch
     names = kernel.arg_names[: len(arguments)]
     signature = {name: _kind(a) for name, a in zip(names, arguments, strict=True)}
-    even = [kind[0] == "*" or (kind == "i32" and a % 16 == 0) for kind, a in zip(signature.values(), arguments)]
-    attrs = {(i,): [["tt.divisibility", 16]] for i, divides in enumerate(even) if divides}
+    even = {
+        i
+        for i, a in enumerate(arguments)
+        if isinstance(a, torch.Tensor) or (isinstance(a, int) and a % 16 == 0)
+    }
+    attrs = {(i,): [["tt.divisibility", 16]] for i in even}
     options = {name: constants[name] for name in OPTIONS}
     values = {name: value for name, value in constants.items() if name not in OPTIONS}
     values |= {name: None for name, a in zip(names, arguments, strict=True) if a is None}
@@ -82,3 +96,141 @@ def compiled(launch: Launch, target: int) -> dict:
     source = ASTSource(kernel, signature, values, attrs=attrs)
     gpu = GPUTarget("hip", "gfx942", 64) if target == 942 else GPUTarget("cuda", target, 32)
     return triton.compile(source, gpu, options).asm
+
+
+class Made(NamedTuple):
+    text: str  # PTX, or AMD's assembler
+    function: sass.Function | None
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    """make(target, m, x, y, tiles, ...): the launch's machine code, in which nothing is spilled."""
+    need("triton")
+
+    def make(target: int, *what: Any, **more: Any) -> Made:
+        found = _compiled(_launch(target, *what, **more), target)
+        if target == 942:
+            assert ".vgpr_spill_count: 0" in re.sub(" +", " ", found["amdgcn"])
+            return Made(found["amdgcn"], None)
+        (tmp_path / "cubin").write_bytes(found["cubin"])
+        (function,) = sass.functions(tmp_path / "cubin").values()
+        assert not function.spills() and function.stack == 0
+        return Made(found["ptx"], function)
+
+    return make
+
+
+def _rows(quick: set[tuple], *values: Any) -> list:
+    """All combinations; those that are not quick are slow."""
+    return [pytest.param(*row, marks=() if row in quick else pytest.mark.slow) for row in product(*values)]
+
+
+def _accesses(function: sass.Function) -> Counter:
+    """Of memory, by name and width; what loads through descriptors has no width."""
+    opcodes = [o for o in function.opcodes() if o.startswith(("LDG", "STG", "UTMALDG"))]
+    return Counter(
+        o.partition(".")[0] + ("" if o[0] == "U" or "DEPBAR" in o else str(sass.width(o))) for o in opcodes
+    )
+
+
+# --- by tensor cores ----------------------------------------------------------------------------------------
+# How they multiply bytes: in PTX, and in machine code where it is told apart there.
+IMMA = (r"mma\.sync\.aligned\.m16n8k32\.row\.col\.satfinite\.s32\.s8\.s8\.s32", "IMMA")
+CORES = {
+    80: IMMA,
+    90: (r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k32\.s32\.s8\.s8", "IGMMA"),
+    100: (r"tcgen05\.mma\.cta_group::1\.kind::i8", "UTCIMMA"),
+}
+TILES = ("wide", "square", "low", "flat")
+QUICK = {("wide", 90, None), ("square", 80, "gelu"), ("low", 100, "gelu"), ("flat", 90, None)}
+# By pointers there is no wide one.
+ALL = [row for row in _rows(QUICK, TILES, CORES, (None, "gelu")) if row.values[:2] != ("wide", 80)]
+
+
+@pytest.mark.parametrize("zeros", (False, True))
+@pytest.mark.parametrize("tiles, target, act", ALL)
+def test_tensor_cores_multiply_bytes(make, tiles: str, target: int, act: str | None, zeros: bool):
+    """zeros: unsigned bytes with a zero point, which have no wide tiles."""
+    tiles = "square" if zeros and tiles == "wide" else tiles
+    x = torch.uint8 if zeros else BYTES
+    text, function = make(target, 300, x, torch.bfloat16, tiles, zeros=zeros, act=act)
+    multiply, opcode = IMMA if tiles == "flat" else CORES[target]
+    assert re.search(multiply, text)
+    assert any(o.startswith(opcode) for o in function.opcodes())
+    found = _accesses(function)
+    assert not {"LDG8", "LDG16", "STG8", "STG16", "STG32", "LDGSTS32", "LDGSTS64"} & found.keys(), found
+    assert found["LDGSTS128" if target == 80 else "UTMALDG"] > 0
+
+
+@pytest.mark.parametrize("y", (torch.float32, torch.float16, torch.int32), ids=str)
+@pytest.mark.parametrize(
+    "tiles, target", _rows({("square", 90)}, TILES[1:], CORES) + _rows(set(), TILES[:1], (90, 100))
+)
+def test_all_outputs(make, tiles: str, target: int, y: torch.dtype):
+    act = None if y == torch.int32 else "silu"
+    found = _accesses(make(target, 300, BYTES, y, tiles, act=act).function)
+    assert found["STG128"] + found["STG64"] > 0 and not {"STG8", "STG16", "STG32"} & found.keys(), found
+
+
+# --- few rows -----------------------------------------------------------------------------------------------
+REALS = (torch.bfloat16, torch.float16, torch.float32)
+FEW = {(1, BYTES, 90), (4, torch.bfloat16, 80)}
+
+
+@pytest.mark.parametrize("m, x, target", _rows(FEW, (1, 2, 4), (BYTES, torch.uint8, *REALS), (80, 90, 100)))
+def test_few_rows_read_weights_at_full_width(make, m: int, x: torch.dtype, target: int):
+    """In the loop: 64 bytes a thread, for four rows 16; nothing moves between threads but a real x."""
+    _, function = make(target, m, x, torch.bfloat16, None)
+    loop = max(function.blocks, key=lambda block: sum(o.startswith(("IMAD", "FFMA")) for o in block))
+    found = Counter(o.partition(".")[0] + str(sass.width(o)) for o in sass.global_accesses(loop))
+    of_x = m * 16 * x.itemsize // 16
+    assert found == {"LDG128": 4 // m + (of_x if x.itemsize == 1 else found["LDG128"] - 4 // m)}
+    assert 0 < found["LDG128"] - 4 // m <= of_x
+    assert not any(o.startswith(("SHFL", "REDUX")) for o in loop)
+    assert x.is_floating_point or not any(o.startswith(("BAR", "LDS", "STS")) for o in loop)
+
+
+# --- real x -------------------------------------------------------------------------------------------------
+MULTIPLY = {
+    80: r"mma\.sync\.\S*\.f32\.{0}\.{0}\.f32",
+    90: r"wgmma\.\S*\.f32\.{0}\.{0}",
+    100: r"tcgen05\.mma\S*kind::f16",
+}
+
+
+@pytest.mark.parametrize("act", (None, "gelu"))
+@pytest.mark.parametrize(
+    "tiles, x, target", _rows({("square", torch.bfloat16, 90)}, TILES, REALS[:2], MULTIPLY)
+)
+def test_real_x_by_bytes(make, tiles: str, x: torch.dtype, target: int, act: str | None):
+    """Weights move as bytes, and are multiplied in the dtype of x with sums in float32."""
+    text, function = make(target, 300, x, x, tiles, act=act)
+    assert re.search(MULTIPLY[target].format({torch.bfloat16: "bf16", torch.float16: "f16"}[x]), text)
+    found = _accesses(function)
+    assert not {"LDG8", "LDG16", "STG8", "STG16", "STG32", "LDGSTS32"} & found.keys(), found
+    assert found["LDGSTS128"] > 0 and found["STG128"] > 0
+
+
+@pytest.mark.parametrize("tiles, target", _rows({("square", 80)}, TILES[1:], (80, 90, 100)))
+def test_float32_is_multiplied_as_such(make, tiles: str, target: int):
+    text, function = make(target, 300, torch.float32, torch.float32, tiles)
+    assert "tf32" not in text and any(o.startswith("FFMA") for o in function.opcodes())
+    assert _accesses(function)["STG128"] > 0
+
+
+# --- AMD ----------------------------------------------------------------------------------------------------
+AMDS = (BYTES, torch.uint8, torch.bfloat16)
+
+
+@pytest.mark.parametrize("tiles, x", _rows({("square", BYTES)}, TILES[1:], AMDS))
+def test_matrix_cores_of_amd(make, tiles: str, x: torch.dtype):
+    text, _ = make(942, 300, x, torch.bfloat16, tiles, act="gelu")
+    assert re.search(r"v_mfma_f32_\w+bf16" if x.is_floating_point else r"v_mfma_i32_\w+_i8", text)
+    assert "dwordx4" in text and not re.search(r"(global|buffer)_load_[us]byte", text)
+
+
+@pytest.mark.parametrize("m, x", _rows({(1, BYTES)}, (1, 4), AMDS))
+def test_few_rows_on_amd(make, m: int, x: torch.dtype):
+    text, _ = make(942, m, x, torch.bfloat16, None)
+    assert "dwordx4" in text and not re.search(r"(global|buffer)_load_[us]byte", text)
