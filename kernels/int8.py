@@ -61,6 +61,7 @@ class _Product:
         self.machine = machine_of(x.device)
         self.described = self.machine.descriptors and self.k > 0
         self.corrects = vectors[1] is not None or x.dtype == torch.uint8
+        self.wide = self.described and not self.corrects and act != "silu"
         steps = tuple(int(t is not None and t.dim() > 0) for t in vectors)
         self.constants = {"STEPS": steps, "ACT": act, "CORRECTS": self.corrects}
 
@@ -92,8 +93,8 @@ class _Product:
             if self.m <= plan.FEW and not plan.PINNED:
                 self.by_rows()
             else:
-                kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.corrects
-                table = plan.table_of(self.x.dtype, self.described, self.corrects)
+                kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.corrects, self.wide
+                table = plan.table_of(self.x.dtype, self.wide)
                 size = self.x.element_size()
                 self.by_tiles(plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles))
         return self.y

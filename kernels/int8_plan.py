@@ -75,13 +75,13 @@ def few(m: int, k: int) -> Tiles:
     return Tiles(rows, FEW // rows, 512 * warps, warps, 1)
 
 
-def table_of(dtype: torch.dtype, described: bool, corrects: bool) -> dict[str, Tiles]:
-    """Of a product with an x of this dtype. Beside what `wide` keeps in registers there is no room for
-    pointers, nor for sums of weights."""
-    if dtype in (torch.int8, torch.uint8):
-        narrow = {name: tiles for name, tiles in WHOLE.items() if name != "wide"}
-        return WHOLE if described and not corrects else narrow
-    return SINGLE if dtype == torch.float32 else REAL
+def table_of(dtype: torch.dtype, wide: bool) -> dict[str, Tiles]:
+    """Of a product with an x of this dtype. wide: are wide tiles among them? Beside their sums there is no
+    room in registers for pointers of sm_80, nor for sums of weights, nor for the exp and division of silu."""
+    if dtype == torch.float32:
+        return SINGLE
+    table = REAL if dtype.is_floating_point else WHOLE
+    return table if wide else {name: tiles for name, tiles in table.items() if name != "wide"}
 
 
 def largest(table: dict[str, Tiles], m: int, n: int, machine: Machine) -> str:
