@@ -39,6 +39,8 @@ def _exact(x: Tensor, w: Tensor) -> Tensor:
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
     from onepass.kernels import int8_plan
 
+    if request.param == "wide" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("sm_80 has no wide tiles")
     monkeypatch.setattr(int8_plan, "PINNED", request.param)
     return request.param
 
@@ -63,7 +65,6 @@ def test_unsigned_sums_are_exact(m: int, n: int, k: int):
 @pytest.mark.parametrize("act", (None, "relu", "gelu", "silu"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 def test_same_bits_from_run_to_run_and_for_any_rows(act: str | None, dtype: torch.dtype):
-    """In float32 gelu and silu are rounded as the compiler made them, for each kernel once."""
     x, w = torch.randn(300, 1000).to(DEVICE, dtype), _whole(500, 1000)
     scale, bias = torch.rand(500, device=DEVICE) * 0.01, torch.randn(500, device=DEVICE)
     run: Callable[[int], Tensor] = lambda m: OPS.int8_linear(x[:m], w, scale, bias, act=act)  # noqa: E731
@@ -71,9 +72,7 @@ def test_same_bits_from_run_to_run_and_for_any_rows(act: str | None, dtype: torc
         whole = run(300)
         assert all(torch.equal(run(300), whole) for _ in range(3))
         for m in (1, 3, 16, 64):
-            torch.testing.assert_close(
-                run(m), whole[:m], rtol=1e-6, atol=1e-6 if dtype == torch.float32 else 0
-            )
+            assert torch.equal(run(m), whole[:m])
 
 
 def test_no_wait_for_the_device_and_in_a_graph():

@@ -1,5 +1,7 @@
 """Calls of the 8-bit product that are refused: in the same words by C++ and by the checks in Python."""
 
+import re
+
 import pytest
 import torch
 from onepass.testing import variants
@@ -140,4 +142,12 @@ def test_freed_memory_is_refused(variant, op: str, name: str):
     arguments[name] = arguments[name].clone()
     arguments[name].untyped_storage().resize_(0)
     with variant.use(), pytest.raises(RuntimeError, match=f"{op}: {name} has no storage: it was freed"):
+        getattr(OPS, op)(**arguments)
+
+
+@pytest.mark.parametrize("op", ("int8_mm", "int8_linear"))
+def test_packed_weights_are_the_cpus(op: str):
+    arguments = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in _call(op).items()}
+    packed = f"{op}: weight is packed, which only kernels of the CPU read: give the torch.int8 weight"
+    with pytest.raises(RuntimeError, match=re.escape(packed)):
         getattr(OPS, op)(**arguments)
