@@ -75,7 +75,7 @@ def test_check_resolves(op: Op):
 
 @each_op
 def test_triton_target_resolves(op: Op):
-    assert (op.triton is None) == (op.single or op.name in NO_TRITON)
+    assert (op.triton is None) == (op.single or op.name in CPU_ALONE)
     if op.triton is not None:
         need("triton")
         assert callable(backends.target(op.triton))

@@ -388,16 +388,14 @@ OPS = (
         "adam_as_torch_",
         "Adam step in the order of rounding of torch's fused CPU kernel",
         reference="adam_",
-        cpp=("CPU",),
-        triton=False,
+        everywhere=False,
         **_ADAM,
     ),
     _optimizer(
         "adamw_as_torch_",
         "AdamW step in the order of rounding of torch's fused CPU kernel",
         reference="adamw_",
-        cpp=("CPU",),
-        triton=False,
+        everywhere=False,
         **_ADAM,
     ),
     Op(
