@@ -28,9 +28,12 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images float32 [n, 1, 8, 8] to logits float32 [n, classes]; 216,000 parameters at width 24."""
+    """Images float32 [n, 1, 8, 8] to logits float32 [n, classes].
 
-    def __init__(self, classes: int, width: int = 24) -> None:
+    316,000 parameters at width 24, a third of them in the linear layers of the head.
+    """
+
+    def __init__(self, classes: int, width: int = 24, hidden: int = 256) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
@@ -40,8 +43,9 @@ class ResNet(nn.Module):
             Residual(2 * width, 2 * width, 1),
             Residual(2 * width, 4 * width, 2),
         )
-        self.head = nn.Linear(4 * width, classes)
+        # The last map is 2x2. Flattened rather than averaged, it gives the linear layers something to do.
+        self.head = nn.Sequential(nn.Linear(16 * width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(x)))
-        return self.head(self.blocks(x).mean(dim=(2, 3)))
+        return self.head(self.blocks(x).flatten(1))
