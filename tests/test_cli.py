@@ -1,4 +1,4 @@
-"""`python -m onepass ...`: info, selftest, demo, bench."""
+"""`python -m onepass ...`: info, selftest, bench. The demo: test_demo.py."""
 
 import json
 import subprocess
@@ -106,93 +106,6 @@ def test_selftest_lists_what_raises(capsys: pytest.CaptureFixture[str], monkeypa
 def test_selftest_says_what_it_cannot_run(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(["selftest", *arguments]) == 2
     assert arguments[1] in capsys.readouterr().out
-
-
-# --- demo -------------------------------------------------------------------------------------------------
-def test_demo_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for tool in ("rich", "matplotlib", "sklearn"):
-        need(tool)
-    out, threads = tmp_path / "new/folder", torch.get_num_threads()
-    assert main(["demo", "--epochs", "1", "--seed", "3", "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png"]
-    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert str(out / "demo.png") in capsys.readouterr().out
-    assert torch.get_num_threads() == threads
-
-    saved = json.loads((out / "demo.json").read_text())
-    assert saved["settings"]["epochs"] == 1 and saved["settings"]["seed"] == 3
-    assert saved["versions"]["onepass"] == onepass.__version__
-    first, *others = saved["runs"]
-    assert others[-1]["name"].startswith("onepass")
-    for run in saved["runs"]:
-        assert len(run["losses"]) == len(run["step_ms"]) == 1347 // 64
-        assert run["losses"][0] == first["losses"][0]  # the same weights, the same batch
-        assert run["losses"][-1] < run["losses"][0]
-        assert run["largest_loss_difference"] < 0.05
-        assert run["step_ms_median"] > 0
-
-
-@pytest.mark.parametrize("amp", ("bf16", pytest.param("fp16", marks=pytest.mark.slow)))
-def test_demo_under_autocast(amp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """float16 has a loss scale, which moves; torch's convolutions in it are slow."""
-    assert main(["demo", "--amp", amp, "--epochs", "1", "--out", str(tmp_path)]) == 0
-    assert f"{amp} autocast" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "demo.json").read_text())
-    assert saved["settings"]["amp"] == amp
-    first = saved["runs"][0]
-    for run in saved["runs"]:
-        assert len(run["scales"]) == len(run["losses"])
-        assert run["largest_loss_difference"] < 0.2
-        assert (run["scales"], run["skipped_steps"]) == (first["scales"], first["skipped_steps"])
-        if amp == "bf16":
-            assert set(run["scales"]) == {1.0} and not run["skipped_steps"]
-        else:
-            assert len(set(run["scales"])) > 1
-    assert (tmp_path / "demo.png").stat().st_size > 20_000
-
-
-def test_demo_with_fused_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The same function, rounded otherwise: losses part slowly."""
-    assert main(["demo", "--fused-bn", "--epochs", "1", "--out", str(tmp_path)]) == 0
-    assert "batch norm fused" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "demo.json").read_text())
-    first, *others = saved["runs"]
-    assert saved["settings"]["fused_bn"] is True
-    assert 0 < others[-1]["largest_loss_difference"] < 0.05
-    assert others[-1]["losses"][0] != first["losses"][0] or others[-1]["losses"][-1] != first["losses"][-1]
-    assert all(run["pass_ms_median"] > 0 for run in saved["runs"])
-
-
-def test_the_picture_shows_the_scale_and_skipped_steps():
-    need("matplotlib")
-    from onepass.demo import picture
-
-    run = {
-        "name": "one", "losses": [3.0, 2.0, 1.0], "scales": [4.0, 2.0, 2.0], "skipped_steps": [2],
-        "accuracies_percent": [50.0], "accuracy_percent": 50.0, "step_ms_median": 1.0,
-    }  # fmt: skip
-    made = picture.draw({"settings": {"amp": "fp16"}, "parameters": 3, "runs": [run]})
-    titles = [axes.get_title() for axes in made.axes]
-    assert titles == ["Training loss", "Loss scale", "Test accuracy", "One optimizer step"]
-    marks = [line for line in made.axes[1].lines if line.get_marker() == "x"]
-    assert [list(line.get_xdata()) for line in marks] == [[2]] and list(marks[0].get_ydata()) == [2.0]
-    made = picture.draw({"settings": {"amp": None}, "parameters": 3, "runs": [run]})
-    assert len(made.axes) == 3
-
-
-@pytest.mark.slow
-def test_demo_learns(tmp_path: Path):
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    runs = json.loads((tmp_path / "demo.json").read_text())["runs"]
-    assert all(run["accuracy_percent"] > 97 for run in runs)
-
-
-@pytest.mark.parametrize("arguments", (["--epochs", "0"], ["--threads", "0"], ["--epochs", "many"]))
-def test_demo_refuses_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stopped:
-        main(["demo", *arguments])
-    assert stopped.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
 
 
 # --- the rest ---------------------------------------------------------------------------------------------

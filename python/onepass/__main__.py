@@ -8,7 +8,7 @@ import sys
 COMMANDS = {
     "info": ("onepass.info", "versions, what is built, and which backend serves what"),
     "selftest": ("onepass.selftest", "every op on every backend of this machine against the reference"),
-    "demo": ("onepass.demo", "train a small CNN on handwritten digits with torch's AdamW and with onepass'"),
+    "demo": ("onepass.demo", "train a small CNN with torch's AdamW and with onepass', and quantize it"),
     "bench": ("onepass.bench", "time the ops against their peers"),
 }
 

@@ -1,6 +1,7 @@
-"""`python -m onepass demo`: trains one small CNN under several optimizers side by side, and reports.
+"""`python -m onepass demo`: trains one small CNN under several optimizers, quantizes it, and reports.
 
-data.py: what is learned; model.py: what learns it; train.py: how; report.py, picture.py: what is shown of it.
+data.py: what is learned; model.py: what learns it; train.py: how; quantize.py: what becomes of it in 8 bits;
+report.py, picture.py: what is shown.
 """
 
 import argparse
@@ -11,7 +12,8 @@ from pathlib import Path
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m onepass demo",
-        description="Train a small residual CNN on handwritten digits with torch's AdamW and with onepass'.",
+        description="Train a small residual CNN on handwritten digits with torch's AdamW and with onepass'; "
+        "then quantize it.",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
@@ -43,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     # Imported here, before any work: what is missing is said at once.
-    from . import data, report, train
+    from . import data, quantize, report, train
 
     args.out.mkdir(parents=True, exist_ok=True)
     digits = data.load()
@@ -51,9 +53,13 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed, epochs=args.epochs, threads=args.threads, amp=args.amp, fused_bn=args.fused_bn
     )
     begun = time.perf_counter()
-    with report.bar(settings.epochs * data.steps_per_epoch(digits, settings.batch)) as tick:
+    with report.training_bar(settings.epochs * data.steps_per_epoch(digits, settings.batch)) as tick:
         learners = train.train(digits, settings, train.RUNS, tick)
-    summary = report.summarise(learners, digits, settings, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    ours = next(learner for learner in learners if learner.run.ours)
+    with report.timing_bar() as timed:
+        quantized = quantize.compare(ours.model, digits, settings.threads, timed)
+    summary = report.summarise(learners, quantized, digits, settings, seconds)
     report.show(summary)
     for path in report.save(summary, args.out):
         print(path)

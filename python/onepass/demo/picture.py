@@ -1,4 +1,5 @@
-"""The demo's picture: loss, loss scale and skipped steps, accuracy, time of a step; every run in each."""
+"""The demo's picture: loss, loss scale and skipped steps, accuracy, time of a step, with every run in each;
+then bytes and latency in 8 bits."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,16 +16,21 @@ STYLES = (
     {"color": "#56b4e9", "linewidth": 2.6},
     {"color": "#c43c00", "linewidth": 1.1},
 )
+# Of the ways in 8 bits, which are no runs: other colours, float32 the palest.
+WAY_COLORS = ("#d0d0d0", "#009e73", "#cc79a7")
 GOOD = 90.0  # percent: where the accuracy axis starts once every run ends above it
 
 
 def draw(summary: dict[str, Any]) -> Figure:
     amp = summary["settings"]["amp"]
     draws = [_draw_losses, *([_draw_scales] if amp == "fp16" else []), _draw_accuracies, _draw_times]
-    widths = [1.0 if each is _draw_times else 1.25 for each in draws]
-    figure = Figure(figsize=(3.8 * len(draws) + 1.6, 4.4), dpi=130, layout="constrained")
-    for each, axes in zip(draws, figure.subplots(1, len(draws), width_ratios=widths), strict=True):
+    widths = [*(1.0 if each is _draw_times else 1.25 for each in draws), 1.25]
+    figure = Figure(figsize=(3.8 * len(widths) + 1.6, 4.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
+    for each, axes in zip(draws, panels, strict=False):
         each(axes, summary["runs"])
+    _draw_quantized(panels[-1], summary["quantized"])
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"The same CNN ({summary['parameters']:,} parameters), the same batches of handwritten digits"
@@ -82,3 +88,32 @@ def _draw_times(axes: Axes, runs: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(title="One optimizer step", xlabel="median, milliseconds")
+
+
+def _draw_quantized(axes: Axes, ways: list[dict[str, Any]]) -> None:
+    """Each bar is a part of the first way's, so that bytes and milliseconds share an axis; the figure beside
+    it says which."""
+    figures = [(part, figure) for part in ("network", "linear_layers") for figure in ways[0][part]]
+    height = 0.8 / len(ways)
+    for k, way in enumerate(ways):
+        places = [row + (k - (len(ways) - 1) / 2) * height for row in range(len(figures))]
+        values = [way[part][figure] for part, figure in figures]
+        shares = [way[part][figure] / ways[0][part][figure] for part, figure in figures]
+        color = WAY_COLORS[k % len(WAY_COLORS)]
+        bars = axes.barh(places, shares, height=height, color=color, label=way["name"])
+        labels = [_short(figure, value) for (_, figure), value in zip(figures, values, strict=True)]
+        axes.bar_label(bars, labels, padding=3, fontsize=7)
+    axes.set_yticks(range(len(figures)), [_title(part, figure) for part, figure in figures])
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set(title="In 8 bits", xlabel=f"times {ways[0]['name']}'s")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(ways), fontsize=8)
+
+
+def _title(part: str, figure: str) -> str:
+    """("linear_layers", "batch_1_ms_median") to two lines: linear layers, batch 1."""
+    return f"{part}\n{figure.removesuffix('_ms_median')}".replace("_", " ")
+
+
+def _short(figure: str, value: float) -> str:
+    return f"{value / 1000:,.0f} kB" if figure == "bytes" else f"{value:.3g} ms"

@@ -1,4 +1,4 @@
-"""What the demo shows: a progress bar, a table, and two files, the picture and all figures as JSON."""
+"""What the demo shows: progress bars, two tables, and two files, the picture and all figures as JSON."""
 
 import json
 import os
@@ -18,21 +18,37 @@ from rich.table import Table
 from .. import __version__, backends
 from . import picture
 from .data import Digits
+from .quantize import BATCHES, Network
 from .train import Learner, Settings
 
 
 @contextmanager
-def bar(steps: int) -> Iterator[Callable[[int, float], None]]:
+def training_bar(steps: int) -> Iterator[Callable[[int, float], None]]:
     """A progress bar over the steps of all epochs; yields the function to call after each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
+    with _progress() as progress:
         task = progress.add_task("training", total=steps)
         yield lambda epoch, loss: progress.update(
             task, advance=1, description=f"epoch {epoch:2d}  loss {loss:.3f}"
         )
 
 
-def summarise(learners: list[Learner], digits: Digits, settings: Settings, seconds: float) -> dict[str, Any]:
+@contextmanager
+def timing_bar() -> Iterator[Callable[[float], None]]:
+    """A progress bar over the timing in 8 bits; yields the function to call with the part that is done."""
+    with _progress() as progress:
+        task = progress.add_task("timing in 8 bits", total=100)
+        yield lambda done: progress.update(task, completed=100 * done)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )
+
+
+def summarise(
+    learners: list[Learner], quantized: list[Network], digits: Digits, settings: Settings, seconds: float
+) -> dict[str, Any]:
     """Everything that is shown or saved, as JSON-ready values."""
     base = learners[0]
     return {
@@ -47,6 +63,7 @@ def summarise(learners: list[Learner], digits: Digits, settings: Settings, secon
         "parameter_tensors": sum(1 for _ in base.model.parameters()),
         "seconds": seconds,
         "runs": [_summary(learner, base) for learner in learners],
+        "quantized": [asdict(network) for network in quantized],
     }
 
 
@@ -69,6 +86,13 @@ def _summary(learner: Learner, base: Learner) -> dict[str, Any]:
 
 
 def show(summary: dict[str, Any]) -> None:
+    console = Console()
+    _show_runs(console, summary)
+    console.print()
+    _show_quantized(console, summary)
+
+
+def _show_runs(console: Console, summary: dict[str, Any]) -> None:
     runs, settings, machine = summary["runs"], summary["settings"], summary["machine"]
     under = f", {settings['amp']} autocast" if settings["amp"] else ""
     fused = ", batch norm fused in onepass'" if settings["fused_bn"] else ""
@@ -96,7 +120,6 @@ def show(summary: dict[str, Any]) -> None:
             f"{run['pass_ms_median']:.2f}",
             *((f"{len(run['skipped_steps'])}", f"{run['scales'][-1]:.0f}") if scaled else ()),
         )
-    console = Console()
     console.print(table)
     isa = f" ({machine['instruction_set']})" if machine["instruction_set"] else ""
     console.print(
@@ -104,6 +127,30 @@ def show(summary: dict[str, Any]) -> None:
         f"{summary['parameter_tensors']} tensors, {settings['epochs']} epochs, seed {settings['seed']}, "
         f"{_threads(settings['threads'])}, backend {machine['backend']}{isa}; "
         f"{summary['seconds']:.0f} s for all runs together.",
+        highlight=False,
+    )
+
+
+def _show_quantized(console: Console, summary: dict[str, Any]) -> None:
+    ways, threads = summary["quantized"], summary["settings"]["threads"]
+    table = Table(title="What onepass trained, in 8 bits", title_justify="left", title_style="bold")
+    table.add_column()
+    for way in ways:
+        table.add_column(way["name"], justify="right")
+    table.add_row("test accuracy, %", *(f"{way['accuracy_percent']:.2f}" for way in ways))
+    others = (str(way["differing_predictions"]) for way in ways[1:])
+    table.add_row("predictions that differ", "", *others, end_section=True)
+    for part in ("network", "linear_layers"):
+        costs = [way[part] for way in ways]
+        table.add_row(f"{part.replace('_', ' ')}, bytes", *(f"{cost['bytes']:,}" for cost in costs))
+        for batch in BATCHES:
+            medians = (f"{cost[f'batch_{batch}_ms_median']:.3f}" for cost in costs)
+            table.add_row(f"  batch of {batch}, median ms", *medians, end_section=batch == BATCHES[-1])
+    console.print(table)
+    console.print(
+        "Linear layers alone are in 8 bits; convolutions, with their batch norms folded in, stay float32. "
+        "int8: weights and activations; int8 weights: weights alone. "
+        f"{_threads(threads)}, {'its CPU time' if threads == 1 else 'wall time'}.",
         highlight=False,
     )
 
