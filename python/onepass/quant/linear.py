@@ -1,5 +1,6 @@
 """A linear layer in 8 bits, for inference."""
 
+import functools
 from typing import Any
 
 import torch
@@ -9,6 +10,16 @@ from .. import backends
 from .configs import Int8Config, Int8DynamicConfig
 
 _OPS = torch.ops.onepass
+
+
+@functools.cache
+def _overload(op: str) -> Any:
+    return getattr(_OPS, op).default
+
+
+def _changes(t: Tensor) -> int:
+    """Grows with each change in place; tensors of inference mode do not tell."""
+    return 0 if t.is_inference() else t._version
 
 
 class Int8Linear(nn.Module):
@@ -81,12 +92,19 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Raises RuntimeError where a gradient is asked for."""
-        if torch.is_grad_enabled() and input.requires_grad:
+        if input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "Int8Linear is for inference: it has no gradient; call it under torch.no_grad()"
             )
-        weight, op = self._readable(), getattr(_OPS, self.config.op)
-        return op(input, weight, self.weight_scale, self.bias, act=self.act, **self.config.options())
+        buffers, config = self._buffers, self.config  # a module's own lookup takes longer than a small layer
+        return _overload(config.op)(
+            input,
+            self._readable(),
+            buffers["weight_scale"],
+            buffers["bias"],
+            act=self.act,
+            **config.options(),
+        )
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
@@ -96,24 +114,17 @@ class Int8Linear(nn.Module):
     # --- packing ------------------------------------------------------------------------------------------
     def _readable(self) -> Tensor:
         """The weight as the kernels of its device read it: on the CPU packed, once for each change."""
-        if self.weight.device.type != "cpu" or not backends.compiled():
-            return self.weight
-        fresh = self._packed is not None and self._is_packed()
-        if (
-            not fresh and not torch.compiler.is_compiling()
-        ):  # in a graph what is there: packed by a call before
-            self._packed = _OPS.int8_pack(self.weight)
-            self._packed_of = (self.weight, self._changes())
-            fresh = True
-        return self._packed if fresh and self._packed is not None else self.weight
-
-    def _changes(self) -> int:
-        """Grows with each change in place; tensors of inference mode do not tell."""
-        return 0 if self.weight.is_inference() else self.weight._version
+        if self._packed is not None and self._is_packed():
+            return self._packed
+        weight, elsewhere = self.weight, self.weight.device.type != "cpu"
+        if elsewhere or not backends.compiled() or torch.compiler.is_compiling():
+            return weight  # a graph takes what is there: packed by a call before
+        self._packed, self._packed_of = _OPS.int8_pack(weight), (weight, _changes(weight))
+        return self._packed
 
     def _is_packed(self) -> bool:
-        of = self._packed_of
-        return of is not None and of[0] is self.weight and of[1] == self._changes()
+        of, weight = self._packed_of, self._buffers["weight"]
+        return of is not None and of[0] is weight and of[1] == _changes(weight)
 
     # What torch.compiler.assume_constant_result does, which imports all of torch._dynamo first.
     _is_packed._dynamo_marked_constant = True  # type: ignore[attr-defined]
