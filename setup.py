@@ -46,13 +46,15 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/norm.cpp": ["-Wno-maybe-uninitialized"],  # of which gcc 12 suspects its own intrinsics
     "csrc/cpu/int8.cpp": ["-Wno-maybe-uninitialized"],
     "csrc/cpu/int8_weight.cpp": ["-Wno-maybe-uninitialized", "-Wno-uninitialized"],
+    "csrc/cpu/int8_backward.cpp": ["-ffp-contract=off"],
     "csrc/cpu/quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
     "csrc/cpu/fake_quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
 HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
-HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "fake_quant", "int8_weight")]
+HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "fake_quant", "int8_weight", "int8_backward")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "int8_launch", "int8_weight_launch")]
-HOST += [f"csrc/cpu/{name}.cpp" for name in ("quant_launch", "fake_quant_launch", "isa")]
+HOST += [f"csrc/cpu/{name}_launch.cpp" for name in ("int8_backward", "quant", "fake_quant")]
+HOST += ["csrc/cpu/isa.cpp"]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
 EVERYWHERE = ["csrc/bind_norm.cpp", "csrc/bind_quant.cpp", "csrc/bind_int8.cpp"]
 

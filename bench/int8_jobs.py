@@ -12,7 +12,7 @@ from torch.nn import functional
 Step = Callable[[], object]
 
 OURS, SEVEN, LIMIT, NULL = "onepass", "onepass, 7 bits", "limit", "null"
-HALF = "onepass, bfloat16"
+HALF, CHANCE = "onepass, bfloat16", "onepass, by chance"
 X86, ONEDNN = "x86", "onednn"
 FLOAT32, BFLOAT16, INT_MM = "float32", "bfloat16", "int_mm"
 WEIGHT_ONLY, WEIGHT_ONLY_HALF = "weight only", "weight only, bfloat16"
@@ -45,12 +45,13 @@ RACES = {
         {FLOAT32: OURS, BFLOAT16: HALF, WEIGHT_ONLY: OURS, WEIGHT_ONLY_HALF: HALF},
         FLOAT32,
     ),
+    "int8_mm_bwd": Race((OURS, CHANCE), dict.fromkeys((FLOAT32, BFLOAT16), OURS), FLOAT32),
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """y = x w' + bias, of m rows, by one of RACES."""
+    """y = x w' + bias, of m rows, or the gradients of x and w, by one of RACES."""
 
     m: int
     weight: str
@@ -70,17 +71,17 @@ class Job:
 
     def has_limit(self) -> bool:
         """Sums of floats have a limit where all weights are read, of one row."""
-        return self.op == "int8_linear" or self.m == 1
+        return self.op == "int8_linear" or (self.op == "int8_weight_only_mm" and self.m == 1)
 
     def operations(self) -> int:
         """Multiplications and additions."""
         m, n, k = self.sizes
-        return 2 * m * n * k
+        return 2 * m * n * k * (2 if self.op == "int8_mm_bwd" else 1)
 
     def needs(self, name: str) -> int:
         """Bytes of memory, an upper bound."""
         m, n, k = self.sizes
-        return 4 * (2 * n * k + 2 * m * (n + k))
+        return 4 * (3 * n * k + 2 * m * (n + k))
 
 
 class Layer:
@@ -113,12 +114,33 @@ class Layer:
             TORCHAO: self._torchao,
             BITSANDBYTES: self._bitsandbytes,
         }
+        if self.job.op == "int8_mm_bwd":
+            builders = {
+                OURS: self._gradients,
+                CHANCE: functools.partial(self._gradients, seed=0),
+                FLOAT32: functools.partial(self._float_gradients, torch.float32),
+                BFLOAT16: functools.partial(self._float_gradients, torch.bfloat16),
+            }
         return builders[self.job.race.null if name == NULL else name]()
 
     def _onepass(self, dtype: torch.dtype = torch.float32, **options: int) -> Step:
         packed, x = torch.ops.onepass.int8_pack(self.q), self.x.to(dtype)
         op = getattr(torch.ops.onepass, self.job.op).default
         return lambda: op(x, packed, self.scale, self.bias, **options)
+
+    def _gradients(self, **options: int) -> Step:
+        x, x_scale, _ = torch.ops.onepass.quantize(self.x)
+        op, g = torch.ops.onepass.int8_mm_bwd.default, self._grad_output()
+        return lambda: op(g, x, self.q, x_scale, self.scale, **options)
+
+    def _float_gradients(self, dtype: torch.dtype) -> Step:
+        x, weight = (t.to(dtype, copy=True).requires_grad_() for t in (self.x, self.weight))
+        y, g = functional.linear(x, weight), self._grad_output().to(dtype)
+        return lambda: torch.autograd.grad(y, (x, weight), g, retain_graph=True)
+
+    def _grad_output(self) -> torch.Tensor:
+        m, n, _ = self.job.sizes
+        return torch.randn(m, n, generator=torch.Generator().manual_seed(1))
 
     def _limit(self) -> Step:
         """One row reads all weights and does little with them. Many rows multiply, as fast as a core can."""

@@ -79,11 +79,14 @@ struct Int8Arguments {
     if (packed && !v.on_cpu)
       fail(op, ": weight is packed, which only kernels of the CPU read: give the torch.int8 weight");
     call.shape = packed ? packed_shape(op, "weight", t) : plain_shape(op, t);
+    check_depth();
+    const Tensor& read = packed ? t : owned.emplace_back(weight_for_kernels(op, t));
+    call.weight = static_cast<const uint8_t*>(read.data_ptr());
+  }
+  void check_depth() const {
     if (call.shape.k != given.sizes[given.dim - 1])
       fail(op, ": weight has ", call.shape.k, " columns, expected ", given.sizes[given.dim - 1],
            " as input: it has shape ", Shape{given});
-    const Tensor& read = packed ? t : owned.emplace_back(weight_for_kernels(op, t));
-    call.weight = static_cast<const uint8_t*>(read.data_ptr());
   }
 
   // A value a row of x, as quantize leaves them: [..., 1]; or [] for all rows.

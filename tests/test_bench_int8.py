@@ -8,6 +8,7 @@ import torch
 from onepass.bench import int8_jobs, int8_plot, int8_rows, main
 from onepass.bench.int8_jobs import (
     BFLOAT16,
+    CHANCE,
     FLOAT32,
     HALF,
     INT_MM,
@@ -46,23 +47,27 @@ def test_everybody_has_a_row(rows: list[int8_rows.Row]):
         limit = [LIMIT] if m == 1 else []  # that reads all weights: floats have none of products
         peers = [FLOAT32, BFLOAT16, WEIGHT_ONLY_HALF]
         assert names(m, "int8_weight_only_mm") == [OURS, HALF, *limit, *peers, NULL]
+        assert names(m, "int8_mm_bwd") == [OURS, CHANCE, FLOAT32, BFLOAT16, NULL]
 
 
 def test_rows_say_what_was_done(rows: list[int8_rows.Row]):
     for row in rows:
-        assert row.gops == pytest.approx(2 * row.m * 768 * 768 / row.ms / 1e6)
+        products = 2 if row.op == "int8_mm_bwd" else 1
+        assert row.gops == pytest.approx(products * 2 * row.m * 768 * 768 / row.ms / 1e6)
         assert row.baseline == _baseline(row)
-        assert (row.share_of_limit is None) == (row.op == "int8_weight_only_mm" and row.m == 8)
+        no_limit = row.op == "int8_mm_bwd" or (row.op == "int8_weight_only_mm" and row.m == 8)
+        assert (row.share_of_limit is None) == no_limit
         assert row.share_of_limit is None or row.share_of_limit > 0
         assert int8_rows.Row.from_json(row.to_json()) == row
     assert all(int8_rows.docs().values())
 
 
 def _baseline(row: int8_rows.Row) -> str | None:
-    fixed = {OURS: None, SEVEN: None, HALF: None, LIMIT: None}
+    fixed = {OURS: None, SEVEN: None, HALF: None, CHANCE: None, LIMIT: None}
     if row.op == "int8_linear":
         return {**fixed, NULL: X86}.get(row.contestant, OURS)
-    return {**fixed, NULL: FLOAT32, FLOAT32: OURS}.get(row.contestant, HALF)
+    others = OURS if row.op == "int8_mm_bwd" else HALF
+    return {**fixed, NULL: FLOAT32, FLOAT32: OURS}.get(row.contestant, others)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,15 @@ def test_all_compute_the_same_layer(op: str, name: str, off: float):
     got = layer.build(name)()
     assert isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
     assert (got - want).norm() <= off * want.norm()
+
+
+@pytest.mark.parametrize("name, off", ((OURS, 0.02), (CHANCE, 0.03), (BFLOAT16, 0.01)))
+def test_all_compute_the_same_gradients(name: str, off: float):
+    layer = Layer(Job(8, "768x768", "int8_mm_bwd"))
+    want, got = layer.build(FLOAT32)(), layer.build(name)()
+    assert isinstance(got, tuple) and isinstance(want, tuple)
+    for ours, theirs in zip(got, want, strict=True):
+        assert (ours - theirs).norm() <= off * theirs.norm()
 
 
 def test_who_cannot_be_had_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

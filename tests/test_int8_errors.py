@@ -12,7 +12,7 @@ VARIANTS = [v for v in variants("cpu") if v.backend != "triton"]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 X, W = torch.ones(4, 6), torch.ones(3, 6, dtype=torch.int8)
-PACKED = OPS.int8_pack(W)
+PACKED, G = OPS.int8_pack(W), torch.ones(4, 3)
 
 
 def _newer() -> torch.Tensor:
@@ -35,6 +35,7 @@ def _call(op: str, **changes) -> dict:
         "int8_mm": {"input": X.to(torch.int8), "weight": PACKED},
         "int8_linear": {"input": X, "weight": PACKED, "weight_scale": torch.ones(3)},
         "int8_weight_only_mm": {"input": X, "weight": PACKED, "weight_scale": torch.ones(3)},
+        "int8_mm_bwd": {"grad_output": G, "input": X.to(torch.int8), "weight": W},
     }
     return {**calls[op], **changes}
 
@@ -117,6 +118,35 @@ REFUSED = [
         "bias has another dtype, expected torch.float32",
     ),
     ("int8_weight_only_mm", {"act": "tanh"}, "act is 'tanh', expected None, 'relu', 'gelu' or 'silu'"),
+    ("int8_mm_bwd", {"grad_output": G.double()}, "grad_output has a dtype that is not served"),
+    ("int8_mm_bwd", {"input": X}, "input has another dtype, expected torch.int8 or torch.uint8"),
+    ("int8_mm_bwd", {"input": torch.ones((), dtype=torch.int8)}, "input has no dimension, expected [..., k]"),
+    ("int8_mm_bwd", {"grad_output": G[:3]}, "grad_output has shape [3, 3], expected [4, 3]"),
+    ("int8_mm_bwd", {"grad_output": G[:, :2]}, "grad_output has shape [4, 2], expected [4, 3]"),
+    ("int8_mm_bwd", {"grad_output": torch.ones(())}, "grad_output has shape [], expected [4, 3]"),
+    (
+        "int8_mm_bwd",
+        {"weight": W.float()},
+        "weight has to be a torch.int8 tensor [n, k], or one that int8_pack has made",
+    ),
+    ("int8_mm_bwd", {"weight": W - 129}, "weight holds -128, expected -127..127"),
+    ("int8_mm_bwd", {"weight": _newer()}, "weight was packed as version 9, expected 1: pack it again"),
+    ("int8_mm_bwd", {"weight": W[:, :5]}, "weight has 5 columns, expected 6 as input: it has shape [4, 6]"),
+    ("int8_mm_bwd", {"input_scale": torch.ones(4)}, "input_scale has shape [4], expected [4, 1] or []"),
+    (
+        "int8_mm_bwd",
+        {"weight_scale": torch.ones(2)},
+        "weight_scale has shape [2], expected [3], [3, 1] or []",
+    ),
+    ("int8_mm_bwd", {"weight_scale": torch.ones(3).half()}, "weight_scale has another dtype, expected"),
+    ("int8_mm_bwd", {"input_zero_point": torch.ones(4, 1)}, "input_zero_point has another dtype, expected"),
+    (
+        "int8_mm_bwd",
+        {"input_zero_point": torch.tensor(3_000_000, dtype=torch.int32)},
+        "input_zero_point holds 3000000, which sums of 6 products have no room for",
+    ),
+    ("int8_mm_bwd", {"dtype": torch.float64}, "dtype has a dtype that is not served"),
+    ("int8_mm_bwd", {"dtype": torch.int32}, "dtype has a dtype that is not served"),
 ]
 
 
@@ -135,6 +165,9 @@ def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str
         ("int8_linear", "weight_scale"),
         ("int8_weight_only_mm", "input"),
         ("int8_weight_only_mm", "weight_scale"),
+        ("int8_mm_bwd", "grad_output"),
+        ("int8_mm_bwd", "input"),
+        ("int8_mm_bwd", "weight"),
     ),
 )
 def test_freed_memory_is_refused(variant, op: str, name: str):

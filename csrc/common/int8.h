@@ -49,8 +49,9 @@ struct Int8Call {
   DType x_dtype = DType::kFloat32;
   bool symmetric = true;
   int32_t bits = 8;
-  const float* x_scale = nullptr;   // whole x: a row each; null: 1
-  const int32_t* x_zero = nullptr;  // whole x: a row each; null: 0
+  const float* x_scale = nullptr;    // whole x: a row each; null: 1
+  const int32_t* x_zero = nullptr;   // whole x: a row each; null: 0
+  const int32_t* x_start = nullptr;  // what the sums of a row start with; null: 0
 
   const float* w_scale = nullptr;  // an output each; null: 1
   const float* bias = nullptr;     // an output each, or null

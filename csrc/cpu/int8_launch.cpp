@@ -94,8 +94,8 @@ static void fill(const Int8Call& call, const Tiles& tiles, int64_t tile) {
   for (int32_t r = 0; r < tiles.height(tile); ++r) {
     const int64_t i = tiles.begin(tile) + r;
     const WholeRow row = whole_row(call, i, q.data());
-    const int32_t start =
-        kernels().place(row.q, call.shape.k, tiles.form, tiles.height(tile), r, tiles.at(tile));
+    int32_t start = kernels().place(row.q, call.shape.k, tiles.form, tiles.height(tile), r, tiles.at(tile));
+    if (call.x_start) start += call.x_start[i];
     tiles.rows[static_cast<size_t>(i)] = {row.scale, row.zero + tiles.form.offset, start};
   }
 }
@@ -202,6 +202,7 @@ void int8_mm(const Int8Call& call) {
     some.y = static_cast<char*>(call.y) + first * call.shape.n * (call.raw ? 4 : size_of(call.y_dtype));
     if (call.x_scale) some.x_scale += first;
     if (call.x_zero) some.x_zero += first;
+    if (call.x_start) some.x_start += first;
     some_rows(some);
   }
 }

@@ -8,27 +8,29 @@
 namespace onepass {
 
 // ONEPASS_ISAS is ISA(name, opt_in) ISA(name, opt_in) ..., from setup.py.
-#define ISA(name, opt_in)                             \
-  namespace name {                                    \
-  extern const KernelTable kernels;                   \
-  extern const NormKernels norm_kernels;              \
-  extern const QuantKernels quant_kernels;            \
-  extern const FakeQuantKernels fake_quant_kernels;   \
-  extern const Int8Kernels int8_kernels;              \
-  extern const Int8WeightKernels int8_weight_kernels; \
+#define ISA(name, opt_in)                                 \
+  namespace name {                                        \
+  extern const KernelTable kernels;                       \
+  extern const NormKernels norm_kernels;                  \
+  extern const QuantKernels quant_kernels;                \
+  extern const FakeQuantKernels fake_quant_kernels;       \
+  extern const Int8Kernels int8_kernels;                  \
+  extern const Int8WeightKernels int8_weight_kernels;     \
+  extern const Int8BackwardKernels int8_backward_kernels; \
   }
 ONEPASS_ISAS
 #undef ISA
 
 const std::vector<Isa>& built_isas() {
-#define ISA(name, opt_in)      \
-  {#name,                      \
-   &name::kernels,             \
-   &name::norm_kernels,        \
-   &name::quant_kernels,       \
-   &name::fake_quant_kernels,  \
-   &name::int8_kernels,        \
-   &name::int8_weight_kernels, \
+#define ISA(name, opt_in)        \
+  {#name,                        \
+   &name::kernels,               \
+   &name::norm_kernels,          \
+   &name::quant_kernels,         \
+   &name::fake_quant_kernels,    \
+   &name::int8_kernels,          \
+   &name::int8_weight_kernels,   \
+   &name::int8_backward_kernels, \
    opt_in},
   static const std::vector<Isa> isas = {ONEPASS_ISAS};
 #undef ISA
@@ -95,6 +97,20 @@ static const Int8WeightKernels& idle_int8_weight() {
   }();
   return kernels;
 }
+static const Int8BackwardKernels& idle_int8_backward() {
+  static const Int8BackwardKernels kernels = [] {
+    Int8BackwardKernels table{};
+    for (int t = 0; t < kRealDTypes; ++t) {
+      table.row[t] = [](const void*, const float*, int64_t, float*) {};
+      table.columns[t] = [](const void*, const float*, int64_t, int64_t, int64_t, int64_t, float*) {};
+      table.narrow[t] = [](const float*, int64_t, void*) {};
+    }
+    table.round = [](const float*, int64_t, const Grid&, const Philox&, int64_t, int8_t*) {};
+    table.turn = [](const uint8_t*, int64_t, int64_t, int64_t, uint8_t, int8_t*, int32_t*) {};
+    return table;
+  }();
+  return kernels;
+}
 static const Isa& idle() {
   static const KernelTable kernels = [] {
     KernelTable table{};
@@ -107,9 +123,15 @@ static const Isa& idle() {
     table.rmw_probe = [](float*, const float*, float*, float*, int64_t) {};
     return table;
   }();
-  static const Isa isa{
-      "idle", &kernels, &idle_norm(), &idle_quant(), &idle_fake_quant(), &idle_int8(), &idle_int8_weight(),
-      true};
+  static const Isa isa{"idle",
+                       &kernels,
+                       &idle_norm(),
+                       &idle_quant(),
+                       &idle_fake_quant(),
+                       &idle_int8(),
+                       &idle_int8_weight(),
+                       &idle_int8_backward(),
+                       true};
   return isa;
 }
 

@@ -10,6 +10,7 @@
 #include "../common/plan.h"
 #include "../rules/stats.h"
 #include "fake_quant_kernels.h"
+#include "int8_backward_kernels.h"
 #include "int8_kernels.h"
 #include "int8_weight_kernels.h"
 #include "norm_kernels.h"
@@ -61,6 +62,7 @@ struct Isa {
   const FakeQuantKernels* fake_quant;
   const Int8Kernels* int8;
   const Int8WeightKernels* int8_weight;
+  const Int8BackwardKernels* int8_backward;
   bool opt_in;  // runs only when asked for
 };
 

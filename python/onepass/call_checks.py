@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .int8_backward_checks import int8_mm_bwd, new_product_grads
 from .int8_checks import (
     int8_linear,
     int8_mm,
@@ -58,6 +59,7 @@ __all__ = [
     "grad_stats",
     "int8_linear",
     "int8_mm",
+    "int8_mm_bwd",
     "int8_pack",
     "int8_unpack",
     "int8_weight_only_mm",
@@ -72,6 +74,7 @@ __all__ = [
     "new_moments",
     "new_packed",
     "new_product",
+    "new_product_grads",
     "new_quantized",
     "new_stats",
     "new_unpacked",

@@ -274,6 +274,14 @@ _QUANTS = (
 # weight: int8 [n, k] in -127..127, or, on the CPU, what int8_pack has made of it (csrc/common/int8.h). Scales
 # and zero_points as quantize leaves them, a row of the input or of the weight each, or [] for all. bias:
 # float32 [n]. act: None, "relu", "gelu" or "silu". dtype: of the output; torch.int32: the exact sums.
+#
+# int8_mm_bwd: gradients with respect to the numbers that input and weight stand for, as if those had not been
+# rounded. grad_output: [..., n], float32, bfloat16 or float16; the gradients have its dtype, or `dtype`, and
+# the shapes of input and weight; [0] where they are not wanted. Each reads grad_output once, multiplies
+# scales in and quantizes it, a row (for the input) or a column (for the weight) to a scale; what follows is
+# an exact product, of which more than 65,536 numbers are added up in float32, piece by piece. A row or column
+# that holds inf or NaN becomes NaN. seed: grad_output is rounded by chance, so that its mean is kept
+# (csrc/rules/philox.h); None: to nearest.
 _PRODUCT = "str? act=None, ScalarType? dtype=None"
 
 
@@ -283,15 +291,17 @@ def _int8(
     doc: str,
     bytes_per_element: int,
     fake: str,
+    module: str = "int8",
     cpp: tuple[str, ...] = ("CPU", "CUDA"),
     triton: bool = True,
 ) -> Op:
+    """module: of the reference."""
     return Op(
         name=name,
         schema=schema,
         writing="",
         doc=doc,
-        reference=f"onepass.reference.int8:{name}",
+        reference=f"onepass.reference.{module}:{name}",
         check=name,
         fake=fake,
         bytes_per_element=bytes_per_element,
@@ -344,6 +354,18 @@ _INT8 = (
         4,
         "new_linear",
         cpp=("CPU",),
+    ),
+    _int8(
+        "int8_mm_bwd",
+        "(Tensor grad_output, Tensor input, Tensor weight, Tensor? input_scale=None, "
+        "Tensor? weight_scale=None, Tensor? input_zero_point=None, *, int? seed=None, bool input_grad=True, "
+        "bool weight_grad=True, ScalarType? dtype=None) -> (Tensor grad_input, Tensor grad_weight)",
+        "gradients of int8_mm in 8 bits, rounded to nearest or by chance",
+        8,
+        "new_product_grads",
+        "int8_backward",
+        cpp=("CPU",),
+        triton=False,
     ),
 )
 

@@ -34,7 +34,8 @@ def int8_unpack(packed: Tensor, n: int, k: int) -> Tensor:
     )
 
 
-def _plain(weight: Tensor) -> Tensor:
+def plain(weight: Tensor) -> Tensor:
+    """int8 [n, k], of a packed one too."""
     if weight.dtype == torch.int8:
         return weight
     n, k = weight[16:32].view(torch.int64).tolist()
@@ -61,7 +62,7 @@ def _product(
     x = input.double()
     if input_zero_point is not None and input_zero_point.numel() > 0:
         x = x - input_zero_point
-    y = x @ _plain(weight).double().T
+    y = x @ plain(weight).double().T
     y = y if input_scale is None else y * input_scale
     y = (
         y

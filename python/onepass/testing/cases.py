@@ -252,6 +252,7 @@ for _name, _build, _settings in (
     ("int8_mm", int8_cases.mm, int8_cases.MM),
     ("int8_linear", int8_cases.linear, int8_cases.LINEAR),
     ("int8_weight_only_mm", int8_cases.weight_only, int8_cases.WEIGHT_ONLY),
+    ("int8_mm_bwd", int8_cases.backward, int8_cases.BACKWARD),
 ):
     CASES[_name] = tuple(
         Case(name, partial(_build, **settings), int8_cases.dtypes(_name, name))

@@ -142,6 +142,37 @@ def weight_only(
     return {name: value for name, value in call.items() if name not in ("symmetric", "bits", "dtype")}
 
 
+def backward(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    spoil: bool = False,
+    weight_scale: str = "[n]",
+    turned: bool = False,
+    seed: int | None = None,
+    input_grad: bool = True,
+    weight_grad: bool = True,
+    other_dtype: torch.dtype | None = None,
+    **settings: Any,
+) -> Settings:
+    """dtype: of grad_output. turned: its memory."""
+    call = mm(rng, dtype, device, weight_scale=weight_scale, **settings)
+    n = settings.get("n", 37)
+    g = torch.randn(*call["input"].shape[:-1], n, generator=rng, dtype=torch.float64).to(device, dtype)
+    if spoil:
+        g[1, 3], g[2, 5] = float("nan"), float("inf")
+    names = ("input", "weight", "input_scale", "weight_scale", "input_zero_point")
+    return {
+        "grad_output": g.transpose(0, -1).contiguous().transpose(0, -1) if turned else g,
+        **{name: call[name] for name in names},
+        "seed": seed,
+        "input_grad": input_grad,
+        "weight_grad": weight_grad,
+        "dtype": other_dtype,
+    }
+
+
 # Below, at and above the widths of a panel, of a four, of a tile and of a block of k.
 _SIZES: dict[str, Settings] = {
     "plain": {},
@@ -208,10 +239,32 @@ WEIGHT_ONLY: dict[str, Settings] = {
     "misaligned": {"misaligned": True, "k": 64},
     "spoilt": {"spoil": True},
 }
+BACKWARD: dict[str, Settings] = {
+    **_SIZES,
+    "no_outputs": {"n": 0, "packed": False},
+    "one_scale": {"weight_scale": "[]", "input_scale": "one", "packed": False},
+    "scale_in_a_column": {"weight_scale": "[n, 1]"},
+    "no_weight_scale": {"weight_scale": ""},
+    "unsigned": {"signed": False, "zeros": True},
+    "unsigned_without_zeros": {"signed": False},
+    "zero_points": {"zeros": True},
+    "turned": {"turned": True},
+    "spoilt": {"spoil": True},
+    "by_chance": {"seed": 7},
+    "by_chance_and_batched": {"seed": -(2**40) - 3, "m": (3, 5, 7), "signed": False, "zeros": True},
+    "of_input_alone": {"weight_grad": False},
+    "of_weight_alone": {"input_grad": False},
+    "to_another_dtype": {"other_dtype": torch.float16},
+    # Sums in pieces.
+    "more_rows_than_a_sum_holds": {"m": (70_001,), "n": 3, "k": 5, "signed": False, "zeros": True},
+    "more_outputs_than_a_sum_holds": {"m": (3,), "n": 70_001, "k": 5, "seed": 1},
+}
+
+_LONG = ("more_rows_than_a_sum_holds", "more_outputs_than_a_sum_holds")
 
 
 def dtypes(op: str, name: str) -> tuple[torch.dtype, ...]:
     """Of the output, and of int8_linear's input."""
-    large = name.removeprefix("packed_") in ("threads", "deep")
+    large = name.removeprefix("packed_") in ("threads", "deep", *_LONG)
     single = op in ("int8_pack", "int8_unpack") or name.startswith("raw") or large
     return REAL[:1] if single else REAL
