@@ -3,7 +3,8 @@
 //
 // The scales lie along what is summed over. So they are multiplied into g before it is quantized: with a
 // scale for each row m of g * w_scale, and for each column n of g * x_scale. Both products are then exact, as
-// x @ w' is, up to kMaxDepth numbers; longer sums are added up in float32, piece by piece.
+// x @ w' is, up to kMaxDepth numbers, or fewer where zero points are beyond the range of a byte; longer sums
+// are added up in float32, piece by piece.
 #pragma once
 #include <cstdint>
 

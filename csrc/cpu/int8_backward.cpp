@@ -55,19 +55,46 @@ static void round(const float* x, int64_t n, const Grid& grid, const Philox& phi
 }
 
 // --- panels -----------------------------------------------------------------------------------------------
+using Outputs = VectorOf<uint8_t, kPanel>;  // a number of each
+using Pairs = VectorOf<uint16_t, kPanel / 2>;
+
+static Outputs outputs_at(const uint8_t* from, int64_t count, uint8_t flip) {
+  Outputs row{};
+  if (count == kPanel)  // of a size that is known: one instruction
+    std::memcpy(&row, from, kPanel);
+  else
+    std::memcpy(&row, from, static_cast<size_t>(count));
+  return row ^ flip;
+}
+// Numbers of a and b in turns, of the first eight outputs and of the others.
+ONEPASS_INLINE Pairs low_pairs(Outputs a, Outputs b) {
+  return bits_as<Pairs>(
+      __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+}
+ONEPASS_INLINE Pairs high_pairs(Outputs a, Outputs b) {
+  return bits_as<Pairs>(
+      __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+}
+ONEPASS_INLINE void put_fours(Pairs first, Pairs second, int8_t* to) {
+  const Pairs low = __builtin_shufflevector(first, second, 0, 8, 1, 9, 2, 10, 3, 11);
+  const Pairs high = __builtin_shufflevector(first, second, 4, 12, 5, 13, 6, 14, 7, 15);
+  std::memcpy(to, &low, sizeof low);
+  std::memcpy(to + sizeof low, &high, sizeof high);
+}
+
 static void turn(const uint8_t* from, int64_t depth, int64_t apart, int64_t count, uint8_t flip,
                  int8_t* panel, int32_t* sums) {
-  std::fill_n(sums, kPanel, 0);
+  int32_t totals[kPanel] = {};
   for (int64_t d = 0; d < depth; d += kFour, from += kFour * apart, panel += kStep) {
-    uint8_t rows[kFour][kPanel] = {};
+    Outputs rows[kFour] = {};
     for (int64_t j = 0; j < std::min(kFour, depth - d); ++j)
-      for (int64_t o = 0; o < count; ++o) rows[j][o] = from[j * apart + o] ^ flip;
+      rows[j] = outputs_at(from + j * apart, count, flip);
+    put_fours(low_pairs(rows[0], rows[1]), low_pairs(rows[2], rows[3]), panel);
+    put_fours(high_pairs(rows[0], rows[1]), high_pairs(rows[2], rows[3]), panel + kStep / 2);
     for (int64_t o = 0; o < kPanel; ++o)
-      for (int64_t j = 0; j < kFour; ++j) {
-        panel[o * kFour + j] = static_cast<int8_t>(rows[j][o]);
-        sums[o] += static_cast<int8_t>(rows[j][o]);
-      }
+      for (int64_t j = 0; j < kFour; ++j) totals[o] += static_cast<int8_t>(rows[j][o]);
   }
+  std::memcpy(sums, totals, sizeof totals);
 }
 
 // --- back to storage --------------------------------------------------------------------------------------

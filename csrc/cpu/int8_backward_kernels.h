@@ -16,7 +16,8 @@ struct Int8BackwardKernels {
   // n numbers to -127..127, by chance. first: the index of x[0] among Philox's elements.
   void (*round)(const float* x, int64_t n, const Grid&, const Philox&, int64_t first, int8_t* q);
   // A panel of packed weights, and its sums, of `count` outputs at most 16: from [depth, outputs], where an
-  // output's numbers are `apart` from each other. flip: turned in every byte, 0x80 of unsigned ones.
+  // output's numbers are `apart` from each other. flip: turned in every byte, 0x80 of unsigned ones. It may
+  // hold -128, other than int8_pack's: what it is multiplied by, q, does not.
   void (*turn)(const uint8_t* from, int64_t depth, int64_t apart, int64_t count, uint8_t flip, int8_t* panel,
                int32_t* sums);
   // n floats to numbers as they are stored.
