@@ -318,3 +318,19 @@ def test_matmul_has_the_dtypes_and_shapes_of_a_linear_layer(variant):
     frozen = torch.randn(7, 10)
     (only,) = torch.autograd.grad(int8_matmul(x, frozen).sum(), x)
     assert only.shape == x.shape
+
+
+@pytest.mark.parametrize("stochastic", (False, True))
+def test_matmul_compiles_to_the_same_bits(stochastic: bool):
+    """In one graph: the seed, drawn anew by each backward, is a number that the graph does not know."""
+    x, w = (torch.randn(*s, generator=_rng(4), requires_grad=True) for s in ((50, 80), (30, 80)))
+
+    def loss(x: Tensor, w: Tensor) -> Tensor:
+        return int8_matmul(x, w, stochastic=stochastic).square().sum()
+
+    outcomes = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        outcomes += [torch.autograd.grad(function(x, w), (x, w)) for _ in range(2)]
+    assert all(map(torch.equal, outcomes[0] + outcomes[1], outcomes[2] + outcomes[3]))
+    assert torch.equal(outcomes[0][1], outcomes[1][1]) != stochastic

@@ -40,11 +40,28 @@ struct Gradient {
 };
 
 static Gradient of_input(const Int8Backward& call, const int8_t* weight) {
-  return {call, true, call.m, call.n, call.k, call.w_scale, weight, true, nullptr, call.grad_input};
+  return {.call = call,
+          .of_rows = true,
+          .lines = call.m,
+          .depth = call.n,
+          .outputs = call.k,
+          .factors = call.w_scale,
+          .right = weight,
+          .right_is_signed = true,
+          .zero = nullptr,
+          .y = call.grad_input};
 }
 static Gradient of_weight(const Int8Backward& call) {
-  return {call,         false,  call.n,           call.m,      call.k,
-          call.x_scale, call.x, call.x_is_signed, call.x_zero, call.grad_weight};
+  return {.call = call,
+          .of_rows = false,
+          .lines = call.n,
+          .depth = call.m,
+          .outputs = call.k,
+          .factors = call.x_scale,
+          .right = call.x,
+          .right_is_signed = call.x_is_signed,
+          .zero = call.x_zero,
+          .y = call.grad_weight};
 }
 
 // --- pieces of the depth ----------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ _QUANTS = (
 # scales in and quantizes it, a row (for the input) or a column (for the weight) to a scale; what follows is
 # an exact product, of which more than 65,536 numbers are added up in float32, piece by piece. A row or column
 # that holds inf or NaN becomes NaN. seed: grad_output is rounded by chance, so that its mean is kept
-# (csrc/rules/philox.h); None: to nearest.
+# (csrc/rules/philox.h); None: to nearest. A SymInt, for a compiled graph not to be made anew for each.
 _PRODUCT = "str? act=None, ScalarType? dtype=None"
 
 
@@ -358,8 +358,9 @@ _INT8 = (
     _int8(
         "int8_mm_bwd",
         "(Tensor grad_output, Tensor input, Tensor weight, Tensor? input_scale=None, "
-        "Tensor? weight_scale=None, Tensor? input_zero_point=None, *, int? seed=None, bool input_grad=True, "
-        "bool weight_grad=True, ScalarType? dtype=None) -> (Tensor grad_input, Tensor grad_weight)",
+        "Tensor? weight_scale=None, Tensor? input_zero_point=None, *, SymInt? seed=None, "
+        "bool input_grad=True, bool weight_grad=True, ScalarType? dtype=None) -> "
+        "(Tensor grad_input, Tensor grad_weight)",
         "gradients of int8_mm in 8 bits, rounded to nearest or by chance",
         8,
         "new_product_grads",
