@@ -23,7 +23,8 @@ inline PackedShape packed_shape(const char* op, const char* name, const Tensor& 
   const View v = view_of(t);
   check_storage(std::string(op) + ": " + name, v);
   PackedHeader header{};
-  if (v.dim == 1 && v.sizes[0] >= static_cast<int64_t>(sizeof header) && t.is_contiguous() &&
+  const bool bytes = t.scalar_type() == ScalarType::Byte;
+  if (bytes && v.dim == 1 && v.sizes[0] >= static_cast<int64_t>(sizeof header) && t.is_contiguous() &&
       reinterpret_cast<uintptr_t>(v.data) % alignof(int64_t) == 0)
     std::memcpy(&header, v.data, sizeof header);
   if (header.magic != kPackedMagic) fail(op, ": ", name, " is no packed weight, as int8_pack makes it");

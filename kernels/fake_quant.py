@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .fake_quant_kernels import grads_of_groups, grids_of_groups, pass_all, put_all, settle_grid
 from .machine import THREADS
-from .quant import Groups, extents_of, options_of, programs_for
+from .quant import Groups, extents_of, levels_of, options_of, programs_for
 
 _TILE = THREADS * 8  # of a program that has groups
 _SIZE = THREADS * 16  # of one that has memory as it lies
@@ -30,8 +30,7 @@ class _Cut:
     """How a tensor is cut into groups, and groups into tiles."""
 
     def __init__(self, shape: torch.Size, group_size: int, symmetric: bool, bits: int) -> None:
-        half = 2 ** (bits - 1) - 1
-        low, high = (-half, half) if symmetric else (0, 2**bits - 1)
+        low, high = levels_of(symmetric, bits)
         self.groups = Groups(shape, group_size)
         self.levels = {"SYMMETRIC": symmetric, "LOW": low, "HIGH": high}
         self.aligned = self.groups.columns % 8 == 0 and self.groups.size % 8 == 0

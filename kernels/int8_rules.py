@@ -2,8 +2,8 @@
 
     y = act(float(sum of (x - zero_point) * w) * weight_scale * input_scale + bias)
 
-in this order, in float32, multiply and add in two operations: the same bits for any way to cut the product,
-and those of csrc/cpu/int8.cpp but for exp and erf. Sums of signed bytes fit 31 bits, so that tensor cores,
+in this order, in float32, multiply and add in two operations: the same bits for any way to cut the product.
+Sums of signed bytes fit 31 bits, so that tensor cores,
 which saturate, never do; what is taken off for a zero point is modulo 2^32, and comes back.
 
 Nothing here knows a tensor, a tile or a launch. ACT: None, "relu", "gelu" or "silu".

@@ -179,6 +179,12 @@ def extents_of(x: Tensor, programs: int) -> Tensor:
     return partials
 
 
+def levels_of(symmetric: bool, bits: int) -> tuple[int, int]:
+    """The whole numbers that are in use, as csrc/rules/quant.h has them."""
+    half = 2 ** (bits - 1) - 1
+    return (-half, half) if symmetric else (0, 2**bits - 1)
+
+
 @torch.no_grad()
 def quantize(
     input: Tensor,
@@ -189,8 +195,7 @@ def quantize(
     symmetric: bool = True,
     bits: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    half = 2 ** (bits - 1) - 1
-    low, high = (-half, half) if symmetric else (0, 2**bits - 1)
+    low, high = levels_of(symmetric, bits)
     x, groups, given = input.contiguous(), Groups(input.shape, group_size), scale is not None
     values = torch.empty_like(x, dtype=torch.int8 if symmetric else torch.uint8)
     scales = x.new_empty(groups.shape, dtype=torch.float32)

@@ -21,7 +21,8 @@ SOURCES = (
 )
 
 
-SERVED = [op for op in OPS if "CUDA" in op.cpp and op.bench != "norm"]  # those: emulated_norm.py
+# The others: emulated_norm.py, emulated_int8.py.
+SERVED = [op for op in OPS if "CUDA" in op.cpp and op.bench not in ("norm", "int8")]
 
 
 @functools.cache

@@ -134,6 +134,26 @@ def test_built_without_memory_first():
     assert made(torch.ones(2, 64)).isfinite().all()
 
 
+@torch.inference_mode()
+def test_what_is_loaded_is_read_in_inference_mode():
+    layer, other = (Int8Linear.from_float(nn.Linear(64, 64)) for _ in range(2))
+    x = _x(3)[:, :64].contiguous()
+    assert not torch.equal(layer(x), other(x))
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x))
+
+
+@torch.no_grad()
+def test_another_memory_is_read():
+    layer, other = (Int8Linear.from_float(nn.Linear(64, 64)) for _ in range(2))
+    x = _x(3)[:, :64].contiguous()
+    layer(x)
+    layer.weight.data = other.weight.clone()
+    layer.weight_scale.copy_(other.weight_scale)
+    layer.bias.copy_(other.bias)
+    assert torch.equal(layer(x), other(x))
+
+
 def test_saved_without_the_packed_form():
     file = io.BytesIO()
     torch.save(Int8Linear.from_float(nn.Linear(512, 512)), file)

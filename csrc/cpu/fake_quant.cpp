@@ -14,8 +14,8 @@ template <class S>
 void forward(const FakeQuantCall& call, const Grid& grid, int64_t from, int64_t n) {
   const S* x = static_cast<const S*>(call.real) + from;
   S* y = static_cast<S*>(call.output) + from;
-  const float lowest = static_cast<float>(call.levels.low - grid.zero_point);
-  const float highest = static_cast<float>(call.levels.high - grid.zero_point);
+  const float lowest = call.levels.lowest(grid.zero_point);
+  const float highest = call.levels.highest(grid.zero_point);
   BitWriter mask;
   mask.resume(call.mask, from);
   const auto put = [&](int64_t i, auto lanes) ONEPASS_FLAT {
@@ -57,8 +57,8 @@ double gradients(const FakeQuantCall& call, const Grid& grid, int64_t from, int6
   const S* g = static_cast<const S*>(call.grad_output) + from;
   const S* x = static_cast<const S*>(call.real) + (learned ? from : 0);
   S* dx = static_cast<S*>(call.grad_input) + from;
-  const float lowest = static_cast<float>(call.levels.low - grid.zero_point);
-  const float highest = static_cast<float>(call.levels.high - grid.zero_point);
+  const float lowest = call.levels.lowest(grid.zero_point);
+  const float highest = call.levels.highest(grid.zero_point);
   const StepSize size = StepSize::make(grid.scale);
   Sum<S> sum;
   for_each_vector<S>(0, n, [&](int64_t i, auto lanes) ONEPASS_FLAT {

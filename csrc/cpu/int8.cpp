@@ -263,6 +263,8 @@ static void multiply(const uint8_t* tile, int32_t rows, [[maybe_unused]] const I
 }
 
 // --- behind the product -----------------------------------------------------------------------------------
+using Whole32 = VectorOf<uint32_t, kLanes<float>>;
+
 template <class S, Gate gate>
 static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first,
                       int64_t count, int64_t from, int64_t n) {
@@ -273,7 +275,8 @@ static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* row
     store_outputs<S>(call, first + r, from, n, [&](int k) ONEPASS_FLAT {
       Integers<float> whole;
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
-      const Vector<float> v = __builtin_convertvector(whole - sums[k] * rows[r].zero, Vector<float>);
+      const Integers<float> sum = without_zero<Whole32>(whole, sums[k], rows[r].zero);
+      const Vector<float> v = __builtin_convertvector(sum, Vector<float>);
       return gated<gate>(scaled(v, outputs.scale[k], rows[r].scale, outputs.bias[k]));
     });
   }

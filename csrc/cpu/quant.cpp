@@ -75,8 +75,8 @@ template <class S>
 void quantize(const void* from, int64_t n, const Grid& grid, const Levels& levels, void* to) {
   const S* x = static_cast<const S*>(from);
   uint8_t* q = static_cast<uint8_t*>(to);
-  const float lowest = static_cast<float>(levels.low - grid.zero_point);
-  const float highest = static_cast<float>(levels.high - grid.zero_point);
+  const float lowest = levels.lowest(grid.zero_point);
+  const float highest = levels.highest(grid.zero_point);
   for_each_vector<S>(0, n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
     const Vector<S> v = on_grid(lanes.load(x + i), grid.inverse, lowest, highest) + kRounds;
     const Bytes<S> bytes = narrowed_to_bytes<S>(bits_as<Integers<S>>(v) + grid.zero_point);

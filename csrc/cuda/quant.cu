@@ -104,8 +104,8 @@ __device__ __forceinline__ Grid made_grid(const QuantWork& w, const Extent& exte
 
 template <class S>
 __device__ __forceinline__ void put(const QuantWork& w, const Run& run, const Team& team, const Grid& grid) {
-  const float lowest = static_cast<float>(w.levels.low - grid.zero_point);
-  const float highest = static_cast<float>(w.levels.high - grid.zero_point);
+  const float lowest = w.levels.lowest(grid.zero_point);
+  const float highest = w.levels.highest(grid.zero_point);
   run.each_turn(team, [&](int64_t start, Lanes lanes) {
     const Group<S> x = turn_of<S>(w, w.call.real, start);
     Group<uint8_t> q;

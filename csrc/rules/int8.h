@@ -10,13 +10,14 @@ namespace onepass {
 
 enum class Gate : int32_t { kNone, kRelu, kGelu, kSilu };
 
-// Sum of (x - zero) * w, given those of x * w and of w. As unsigned: what overflows on the way comes back.
-ONEPASS_HD int32_t without_zero(int32_t sum, int32_t w_sum, int32_t zero) {
-  return static_cast<int32_t>(static_cast<uint32_t>(sum) -
-                              static_cast<uint32_t>(w_sum) * static_cast<uint32_t>(zero));
+// T may be a vector of gcc's, here and below.
+
+// Sum of (x - zero) * w, given those of x * w and of w. As U, unsigned: what overflows on the way comes back.
+template <class U = uint32_t, class T>
+ONEPASS_HD T without_zero(T sum, T w_sum, int32_t zero) {
+  return (T)((U)sum - (U)w_sum * static_cast<uint32_t>(zero));
 }
 
-// T may be a vector of gcc's, here and below.
 template <class T, class S>
 ONEPASS_HD T scaled(T sum, T w_scale, S x_scale, T bias) {
   return sum * w_scale * x_scale + bias;

@@ -18,6 +18,9 @@ struct Levels {
     const int32_t half = (1 << (bits - 1)) - 1;
     return symmetric ? Levels{-half, half} : Levels{0, (1 << bits) - 1};
   }
+  // The ends of the range, from the zero point on.
+  ONEPASS_HD float lowest(int32_t zero_point) const { return static_cast<float>(low - zero_point); }
+  ONEPASS_HD float highest(int32_t zero_point) const { return static_cast<float>(high - zero_point); }
   ONEPASS_HD float steps(bool symmetric) const { return static_cast<float>(symmetric ? high : high - low); }
 };
 

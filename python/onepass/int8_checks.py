@@ -30,7 +30,8 @@ def packed_shape(op, name: str, t: Tensor) -> tuple[int, int]:
     """[n, k] of a packed weight, as its memory says."""
     checks.check_storage(f"{op.name}: {name}", t)
     header = [0] * 4
-    if t.dim() == 1 and t.shape[0] >= HEADER and t.is_contiguous() and t.data_ptr() % 8 == 0:
+    bytes_ = t.dtype == torch.uint8 and t.dim() == 1
+    if bytes_ and t.shape[0] >= HEADER and t.is_contiguous() and t.data_ptr() % 8 == 0:
         header = t[:32].clone().view(torch.int64).tolist()
     magic, version, n, k = header
     if magic != MAGIC:

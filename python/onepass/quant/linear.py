@@ -1,6 +1,5 @@
 """A linear layer in 8 bits, for inference."""
 
-import functools
 from typing import Any
 
 import torch
@@ -12,14 +11,9 @@ from .configs import Int8Config, Int8DynamicConfig
 _OPS = torch.ops.onepass
 
 
-@functools.cache
-def _overload(op: str) -> Any:
-    return getattr(_OPS, op).default
-
-
-def _changes(t: Tensor) -> int:
-    """Grows with each change in place; tensors of inference mode do not tell."""
-    return 0 if t.is_inference() else t._version
+def _state(t: Tensor) -> tuple[int, int]:
+    """Another one behind each change in place or of the memory; tensors of inference mode tell less."""
+    return t.data_ptr(), 0 if t.is_inference() else t._version
 
 
 class Int8Linear(nn.Module):
@@ -36,7 +30,8 @@ class Int8Linear(nn.Module):
 
     state_dict: `weight` (int8 [out_features, in_features]), `weight_scale` (float32 [out_features]), `bias`
     (float32 [out_features]). On the CPU a packed copy of the weight, as the kernels read it, is kept beside:
-    one byte more a weight, made by the first call behind a change of the weight, and never saved.
+    one byte more a weight, made by the first call behind a change of the weight, and never saved. What is
+    written to `weight.data`, or in place under torch.inference_mode, is not seen; load_state_dict always is.
 
     Shapes: [..., in_features] to [..., out_features], float32, bfloat16 or float16, the output as the input.
     Passes over memory: weights are read once for each block of rows, the output written once, the input as
@@ -66,7 +61,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight_scale", torch.ones(out_features, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
         self._packed: Tensor | None = None
-        self._packed_of: tuple[Tensor, int] | None = None
+        self._packed_of: tuple[Tensor, tuple[int, int]] | None = None
 
     @classmethod
     def from_float(
@@ -97,7 +92,7 @@ class Int8Linear(nn.Module):
                 "Int8Linear is for inference: it has no gradient; call it under torch.no_grad()"
             )
         buffers, config = self._buffers, self.config  # a module's own lookup takes longer than a small layer
-        return _overload(config.op)(
+        return getattr(_OPS, config.op).default(
             input,
             self._readable(),
             buffers["weight_scale"],
@@ -119,12 +114,12 @@ class Int8Linear(nn.Module):
         weight, elsewhere = self.weight, self.weight.device.type != "cpu"
         if elsewhere or not backends.compiled() or torch.compiler.is_compiling():
             return weight  # a graph takes what is there: packed by a call before
-        self._packed, self._packed_of = _OPS.int8_pack(weight), (weight, _changes(weight))
+        self._packed, self._packed_of = _OPS.int8_pack(weight), (weight, _state(weight))
         return self._packed
 
     def _is_packed(self) -> bool:
         of, weight = self._packed_of, self._buffers["weight"]
-        return of is not None and of[0] is weight and of[1] == _changes(weight)
+        return of is not None and of[0] is weight and of[1] == _state(weight)
 
     # What torch.compiler.assume_constant_result does, which imports all of torch._dynamo first.
     _is_packed._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -133,6 +128,7 @@ class Int8Linear(nn.Module):
         """A layer that was packed is packed anew at once: a compiled model may read it next."""
         super()._load_from_state_dict(*args)
         if self._packed is not None:
+            self._packed_of = None
             try:
                 self._readable()
             except RuntimeError as refused:

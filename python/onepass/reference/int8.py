@@ -50,6 +50,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _a_value_an_output(t: Tensor) -> Tensor:
+    """[n] of [n] or [n, 1]; [] stays."""
+    return t.view(-1) if t.dim() else t
+
+
 def _product(
     input: Tensor,
     weight: Tensor,
@@ -64,12 +69,8 @@ def _product(
         x = x - input_zero_point
     y = x @ plain(weight).double().T
     y = y if input_scale is None else y * input_scale
-    y = (
-        y
-        if weight_scale is None
-        else y * (weight_scale if weight_scale.dim() == 0 else weight_scale.view(-1))
-    )
-    y = y if bias is None else y + bias
+    y = y if weight_scale is None else y * _a_value_an_output(weight_scale)
+    y = y if bias is None else y + _a_value_an_output(bias)
     return y if act is None else _ACTIVATIONS[act](y)
 
 

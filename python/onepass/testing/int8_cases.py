@@ -47,9 +47,10 @@ def _behind(
     rng: torch.Generator, device: str, n: int, scale: str, bias: bool, act: str | None, dtype: torch.dtype
 ) -> Settings:
     shape = {"[n]": (n,), "[n, 1]": (n, 1), "[]": (), "": None}[scale]
+    like = (n,) if shape is None else shape  # the bias has the shape of the scale
     return {
         "weight_scale": None if shape is None else _scales(rng, shape).to(device),
-        "bias": torch.randn(n, generator=rng).to(device) if bias else None,
+        "bias": torch.randn(like, generator=rng).to(device) if bias else None,
         "act": act,
         "dtype": dtype,
     }
@@ -190,7 +191,7 @@ _SIZES: dict[str, Settings] = {
 _BEHIND: dict[str, Settings] = {
     "no_bias": {"bias": False},
     "one_scale": {"weight_scale": "[]"},
-    "scale_in_a_column": {"weight_scale": "[n, 1]"},
+    "in_a_column": {"weight_scale": "[n, 1]"},
     "relu": {"act": "relu"},
     "gelu": {"act": "gelu"},
     "silu": {"act": "silu"},
@@ -243,7 +244,7 @@ BACKWARD: dict[str, Settings] = {
     **_SIZES,
     "no_outputs": {"n": 0, "packed": False},
     "one_scale": {"weight_scale": "[]", "input_scale": "one", "packed": False},
-    "scale_in_a_column": {"weight_scale": "[n, 1]"},
+    "in_a_column": {"weight_scale": "[n, 1]"},
     "no_weight_scale": {"weight_scale": ""},
     "unsigned": {"signed": False, "zeros": True},
     "unsigned_without_zeros": {"signed": False},
