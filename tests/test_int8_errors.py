@@ -6,6 +6,7 @@ import pytest
 import torch
 from onepass.testing import variants
 from quant_helpers import refused
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPS = torch.ops.onepass
 VARIANTS = [v for v in variants("cpu") if v.backend != "triton"]
@@ -180,7 +181,7 @@ def test_freed_memory_is_refused(variant, op: str, name: str):
 
 @pytest.mark.parametrize("op", ("int8_mm", "int8_linear"))
 def test_packed_weights_are_the_cpus(op: str):
-    arguments = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in _call(op).items()}
     packed = f"{op}: weight is packed, which only kernels of the CPU read: give the torch.int8 weight"
-    with pytest.raises(RuntimeError, match=re.escape(packed)):
-        getattr(OPS, op)(**arguments)
+    with FakeTensorMode(), pytest.raises(RuntimeError, match=re.escape(packed)):
+        like = {k: torch.empty_like(v, device="cuda") for k, v in _call(op).items() if torch.is_tensor(v)}
+        getattr(OPS, op)(**_call(op) | like)
