@@ -22,15 +22,8 @@ PEERS = (EAGER, COMPILED, APEX)  # that can be asked for; torch takes part in bo
 
 
 def serving(device: str) -> list[str]:
-    """The backends that have kernels for normalizations on this type of device, first the one that a user
-    gets there; the reference if it is that one."""
-    op, first = BY_NAME["batch_norm_fwd"], backends.backend_of(device)
-    asked_for = device != "cpu" or first == "triton"  # which its interpreter has to be
-    there = {"cpp": device.upper() in op.cpp, "triton": op.triton is not None and asked_for}
-    kernels = [b for b in backends.BACKENDS if there.get(b) and backends.serves(b, device)]
-    if first == "reference" or not kernels:
-        return ["reference", *kernels]
-    return sorted(kernels, key=lambda b: b != first)
+    """The backends that have kernels for normalizations on this type of device, as peers.serving has them."""
+    return peers.serving(BY_NAME["batch_norm_fwd"], device)
 
 
 def contestants(job: Job, asked: Sequence[str], device: str, on_gpu: bool) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from onepass import backends
+from onepass.ops import Op
 
 from .jobs import FOREACH, FUSED, LOOP, OURS, Job
 from .phases import Around, Part, make, parts
@@ -23,6 +24,18 @@ TEMPORARIES = {FUSED: 0, FOREACH: 2, LOOP: 2}  # tensors the size of all paramet
 def in_front(backend: str | None) -> contextlib.AbstractContextManager[object]:
     """Puts a backend of onepass first for a with-block; None changes nothing."""
     return contextlib.nullcontext() if backend is None else backends.use_backend(backend)
+
+
+def serving(op: Op, device: str) -> list[str]:
+    """The backends that have kernels for an op on this type of device, first the one that a user gets there;
+    the reference if it is that one."""
+    first = backends.backend_of(device)
+    asked_for = device != "cpu" or first == "triton"  # which its interpreter has to be
+    there = {"cpp": device.upper() in op.cpp, "triton": op.triton is not None and asked_for}
+    kernels = [b for b in backends.BACKENDS if there.get(b) and backends.serves(b, device)]
+    if first == "reference" or not kernels:
+        return ["reference", *kernels]
+    return sorted(kernels, key=lambda b: b != first)
 
 
 @dataclass
