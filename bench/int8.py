@@ -3,24 +3,27 @@
 import argparse
 import gc
 import itertools
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-import onepass
 import torch
-from onepass import backends
 from onepass.testing.threads import threads as torch_threads
 
-from . import clock, int8_jobs, machine, peers, venues
+from . import clock, int8_gpu, int8_jobs, peers, venues
 from .clock import Laps, spread
-from .int8_jobs import LIMIT, NULL, OURS, RACES, Job, Layer, Step
+from .int8_jobs import LIMIT, RACES, Job, Layer
 from .int8_rows import SCHEMA, Row
 from .int8_table import show
+from .measured import times, where
 from .optim import Progress
+from .peers import Contestant
+from .venues import Venue
 
 __all__ = ["Block", "add_arguments", "show", "sweep"]
+
+# What is measured where nothing is asked for.
+ROWS = {"cpu": int8_jobs.ROWS, "cuda": int8_gpu.ROWS}
+USUAL = {"cpu": int8_jobs.USUAL, "cuda": tuple(itertools.chain(*int8_gpu.PEERS.values()))}
 
 
 @dataclass
@@ -36,14 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--op", nargs="+", choices=RACES, default=list(RACES), help="what is timed of ours; default: all"
     )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        type=int,
-        default=list(int8_jobs.ROWS),
-        metavar="M",
-        help="default: all of 1 .. 4096",
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="M", help=f"default: {_on_each(ROWS)}")
     parser.add_argument(
         "--weight",
         nargs="+",
@@ -52,97 +49,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="outputs x inputs; default: all",
     )
     parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=int8_gpu.DTYPES,
+        default=["bfloat16"],
+        help="of the rows on cuda; on cpu it stands in the names of peers. Default: bfloat16",
+    )
+    parser.add_argument(
         "--peers",
         nargs="+",
-        choices=int8_jobs.PEERS,
-        default=list(int8_jobs.USUAL),
-        help=f"whom to compare with; default: {' '.join(int8_jobs.USUAL)}",
+        choices=list(dict.fromkeys((*int8_jobs.PEERS, *USUAL["cuda"]))),
+        help="whom to compare with; on cuda torch's linear of the dtype takes part always; "
+        f"default: {_on_each(USUAL)}",
     )
+
+
+def _on_each(usual: dict[str, tuple]) -> str:
+    return "; ".join(f"{', '.join(map(str, values))} on {device}" for device, values in usual.items())
 
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
-    for op, weight, m, threads in itertools.product(args.op, args.weight, args.rows, args.threads):
+    venue = venues.of(args.device)
+    for job, threads in itertools.product(_jobs(args, venue), args.threads):
         with torch_threads(threads):
-            yield _block(Job(m, weight, op), args, threads, progress)
+            yield _block(job, args, threads, venue, progress)
 
 
-def _block(job: Job, args: argparse.Namespace, threads: int, progress: Progress) -> Block:
-    title = f"{job.title} · {threads} thread{'s' if threads > 1 else ''}"
+def _jobs(args: argparse.Namespace, venue: Venue) -> Iterator[Job]:
+    rows = args.rows or ROWS[args.device]
+    if not venue.on_gpu:
+        yield from (Job(m, weight, op) for op, weight, m in itertools.product(args.op, args.weight, rows))
+        return
+    for op, dtype, weight, m in itertools.product(args.op, args.dtype, args.weight, rows):
+        yield int8_gpu.Job(m, weight, op, dtype, venue.device)
+
+
+def _block(job: Job, args: argparse.Namespace, threads: int, venue: Venue, progress: Progress) -> Block:
+    title = f"{job.title} · {venue.place(threads)}"
     gc.collect()  # what the job before has left
-    field, notes = _enter(job, args.peers)
-    if OURS not in field:
+    field, notes = _enter(job, args.peers or USUAL[args.device], venue)
+    if not field:
         return Block(title, [], [*notes, f"{job.title} is left out: onepass itself cannot run it here"])
     with progress(title) as tick:
-        laps = clock.race(field, rounds=args.rounds, seconds=args.seconds, tick=tick)
-    return Block(title, list(_rows(job, laps, threads)), notes)
+        laps = venue.race(field, args.rounds, args.seconds, tick)
+    return Block(title, list(_rows(job, venue, laps, threads)), notes)
 
 
-def _enter(job: Job, asked: list[str]) -> tuple[dict[str, Step], list[str]]:
-    """The steps of all who take part, and a line about each who does not."""
-    compiled = backends.backend_of("cpu") == "cpp"
-    race = job.race
-    limit = [LIMIT] if compiled and job.has_limit() else []
-    null = [NULL] if race.null in asked else []
-    names = [*race.ours, *limit, *(p for p in race.peers if p in asked), *null]
-    fitting, notes = peers.fit({name: job.needs(name) for name in names}, machine.free_memory())
-    steps: dict[str, Step] = {}
-    if OURS not in fitting:
-        return steps, notes
-    layer = Layer(job)
-    for name in fitting:
+def _enter(job: Job, asked: Sequence[str], venue: Venue) -> tuple[dict[str, Contestant], list[str]]:
+    """The contestants, each of whom has done a step, and a line about each who does not take part."""
+    names, notes = peers.fit({name: job.needs(name) for name in job.names(asked)}, venue.free_memory())
+    notes += [f"{peer} is left out: it is no peer here" for peer in asked if peer not in job.known]
+    field: dict[str, Contestant] = {}
+    ours = job.race.ours[0]
+    if ours not in names:
+        return field, notes
+    layer = job.layer()
+    for name in names:
         try:
-            step = layer.build(name)
-            step()
-        except RuntimeError as error:  # what is not installed, or does not serve this shape
-            if name == OURS:
+            field[name] = _contestant(job, layer, name, field)
+        except RuntimeError as error:  # what is not installed, does not serve this shape, or has no room
+            if name == ours and not isinstance(error, torch.OutOfMemoryError):
                 raise
             notes.append(f"{name} is left out: {(str(error).splitlines() or [''])[0]}")
-        else:
-            steps[name] = step
-    if not compiled:
+            if name == ours:
+                return {}, notes
+    if job.backend == "reference":
         notes.append("onepass is served by its reference in plain PyTorch, which is not made to be fast")
-    return steps, notes
+    return field, notes
 
 
-def _baseline(job: Job, name: str) -> str | None:
-    """Whom a contestant is compared with. The null run repeats a peer."""
-    return job.race.null if name == NULL else job.race.peers.get(name)
+def _contestant(job: Job, layer: Layer, name: str, field: dict[str, Contestant]) -> Contestant:
+    base, served = job.baseline(name), job.served(name)
+    if base not in (None, *field):
+        raise RuntimeError(f"there is no {base} to compare it with")
+    with peers.in_front(served):
+        step = layer.build(name)
+        step()
+    return Contestant(name, step, None, None, backend=served)
 
 
-def _rows(job: Job, laps: dict[str, Laps], threads: int) -> Iterator[Row]:
-    venue, by = venues.of("cpu"), clock.headline(threads)
+def _rows(job: Job, venue: Venue, laps: dict[str, Laps], threads: int) -> Iterator[Row]:
+    shared, by = where(venue, threads), venue.headline(threads)
     m, n, k = job.sizes
     for name, lap in laps.items():
-        base, ms = _baseline(job, name), spread(1e3 * lap.by(by))
-        ratio = None if base is None else clock.ratio(lap, laps[base], by)
+        base = job.baseline(name)
+        measured = times(lap.by(by), None if base is None else laps[base].by(by))
         yield Row(
+            **shared,
+            **measured,
             schema=SCHEMA,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
             area="int8",
-            device=venue.model(),
-            isa=venue.isa(),
-            backend=backends.backend_of("cpu"),
-            threads=threads,
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-            onepass=onepass.__version__,
-            commit=machine.commit(),
+            backend=job.served(name) or job.backend,
             op=job.op,
             m=m,
             n=n,
             k=k,
             contestant=name,
             baseline=base,
-            clock=by,
-            rounds=len(lap.wall),
-            ms=ms.median,
-            ms_p25=ms.p25,
-            ms_p75=ms.p75,
-            ratio=ratio.median if ratio else None,
-            ratio_p25=ratio.p25 if ratio else None,
-            ratio_p75=ratio.p75 if ratio else None,
-            gops=job.operations() / ms.median / 1e6,
-            gb_per_s=n * k / ms.median / 1e6,
+            ms_wall=spread(1e3 * lap.by("wall")).median,
+            gops=job.operations() / measured["ms"] / 1e6,
+            gb_per_s=n * k / measured["ms"] / 1e6,
             share_of_limit=clock.ratio(laps[LIMIT], lap, by).median if LIMIT in laps else None,
         )

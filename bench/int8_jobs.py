@@ -2,12 +2,15 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from onepass import backends
+from torch import Tensor
 from torch.nn import functional
+
+from . import int8_packages
 
 Step = Callable[[], object]
 
@@ -69,9 +72,35 @@ class Job:
     def race(self) -> Race:
         return RACES[self.op]
 
+    @property
+    def known(self) -> Sequence[str]:
+        """Who can be asked for."""
+        return PEERS
+
+    @property
+    def backend(self) -> str:
+        """What serves onepass."""
+        return backends.backend_of("cpu")
+
+    def served(self, name: str) -> str | None:
+        """The backend that is put first in a contestant's turns; None changes nothing."""
+        return None
+
     def has_limit(self) -> bool:
         """Sums of floats have a limit where all weights are read, of one row."""
-        return self.op == "int8_linear" or (self.op == "int8_weight_only_mm" and self.m == 1)
+        one_row = self.op == "int8_weight_only_mm" and self.m == 1
+        return self.backend == "cpp" and (self.op == "int8_linear" or one_row)
+
+    def names(self, asked: Sequence[str]) -> list[str]:
+        """All who take part, the most important first."""
+        race = self.race
+        limit = [LIMIT] if self.has_limit() else []
+        null = [NULL] if race.null in asked else []
+        return [*race.ours, *limit, *(p for p in race.peers if p in asked), *null]
+
+    def baseline(self, name: str) -> str | None:
+        """Whom a contestant is compared with. The null run repeats a peer."""
+        return self.race.null if name == NULL else self.race.peers.get(name)
 
     def operations(self) -> int:
         """Multiplications and additions."""
@@ -83,17 +112,19 @@ class Job:
         m, n, k = self.sizes
         return 4 * (3 * n * k + 2 * m * (n + k))
 
+    def layer(self) -> "Layer":
+        return Layer(self)
+
 
 class Layer:
     """The numbers that all have in common."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, device: str = "cpu") -> None:
         m, n, k = job.sizes
-        rng = torch.Generator().manual_seed(0)
-        self.job = job
-        self.x = torch.randn(m, k, generator=rng)
-        self.weight = torch.randn(n, k, generator=rng) / k**0.5
-        self.bias = torch.randn(n, generator=rng)
+        rng = torch.Generator(device).manual_seed(0)
+        normal = functools.partial(torch.randn, generator=rng, device=device)
+        self.job, self.device = job, device
+        self.x, self.weight, self.bias = normal(m, k), normal(n, k) / k**0.5, normal(n)
         self.q, scale, _ = torch.ops.onepass.quantize(self.weight)
         self.scale = scale.view(-1).contiguous()
 
@@ -111,8 +142,8 @@ class Layer:
             INT_MM: self._int_mm,
             WEIGHT_ONLY: functools.partial(self._weight_only, torch.float32),
             WEIGHT_ONLY_HALF: functools.partial(self._weight_only, torch.bfloat16),
-            TORCHAO: self._torchao,
-            BITSANDBYTES: self._bitsandbytes,
+            TORCHAO: functools.partial(self._of_package, int8_packages.torchao),
+            BITSANDBYTES: functools.partial(self._of_package, int8_packages.bitsandbytes),
         }
         if self.job.op == "int8_mm_bwd":
             builders = {
@@ -123,10 +154,14 @@ class Layer:
             }
         return builders[self.job.race.null if name == NULL else name]()
 
+    def _readable(self) -> Tensor:
+        """The weights as our kernels read them."""
+        return torch.ops.onepass.int8_pack(self.q)
+
     def _onepass(self, dtype: torch.dtype = torch.float32, **options: int) -> Step:
-        packed, x = torch.ops.onepass.int8_pack(self.q), self.x.to(dtype)
+        weight, x = self._readable(), self.x.to(dtype)
         op = getattr(torch.ops.onepass, self.job.op).default
-        return lambda: op(x, packed, self.scale, self.bias, **options)
+        return lambda: op(x, weight, self.scale, self.bias, **options)
 
     def _gradients(self, **options: int) -> Step:
         x, x_scale, _ = torch.ops.onepass.quantize(self.x)
@@ -172,14 +207,14 @@ class Layer:
         x, weight, bias = (t.to(dtype) for t in (self.x, self.weight, self.bias))
         return lambda: functional.linear(x, weight, bias)
 
-    def _int_mm(self) -> Step:
+    def _int_mm(self, dtype: torch.dtype = torch.float32) -> Step:
         """The unfused chain around torch's product of 8-bit numbers."""
-        turned = self.q.t()
+        x, turned = self.x.to(dtype), self.q.t()
 
-        def step() -> torch.Tensor:
-            scale = self.x.abs().amax(1, keepdim=True) / 127
-            q = (self.x / scale).round().clamp(-127, 127).to(torch.int8)
-            return torch._int_mm(q, turned).float() * scale * self.scale + self.bias
+        def step() -> Tensor:
+            scale = x.abs().amax(1, keepdim=True).float() / 127
+            q = (x / scale).round().clamp(-127, 127).to(torch.int8)
+            return (torch._int_mm(q, turned).float() * scale * self.scale + self.bias).to(dtype)
 
         return step
 
@@ -187,27 +222,7 @@ class Layer:
         x, scale, bias = (t.to(dtype) for t in (self.x, self.scale, self.bias))
         return lambda: torch._weight_int8pack_mm(x, self.q, scale) + bias
 
-    def _float_layer(self) -> torch.nn.Sequential:
-        layer = torch.nn.Linear(*self.weight.shape[::-1])
-        layer.weight.data, layer.bias.data = self.weight.clone(), self.bias.clone()
-        return torch.nn.Sequential(layer)
-
-    def _torchao(self) -> Step:
-        try:
-            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-        except ImportError as missing:
-            raise RuntimeError(f"torchao is not installed ({missing})") from missing
-        model = self._float_layer()
-        quantize_(model, Int8DynamicActivationInt8WeightConfig())
-        return lambda: model(self.x)
-
-    def _bitsandbytes(self) -> Step:
-        try:
-            from bitsandbytes.nn import Linear8bitLt
-        except ImportError as missing:
-            raise RuntimeError(f"bitsandbytes is not installed ({missing})") from missing
-        n, k = self.weight.shape
-        layer = Linear8bitLt(k, n, has_fp16_weights=False)
-        layer.load_state_dict(self._float_layer()[0].state_dict())
-        layer = layer.to("cpu")
-        return lambda: layer(self.x)
+    def _of_package(
+        self, make: Callable[[Tensor, Tensor, Tensor], Step], dtype: torch.dtype = torch.float32
+    ) -> Step:
+        return make(*(t.to(dtype) for t in (self.x, self.weight, self.bias)))

@@ -23,9 +23,11 @@ class Row:
     schema: int = _doc(f"version of this schema, now {SCHEMA}")
     time: str = _doc("when the row was made, UTC, ISO 8601")
     area: str = _doc('the sweep: "int8"')
-    device: str = _doc("model name of the processor")
-    isa: str | None = _doc("instruction set of onepass's compiled kernels; null where not built")
-    backend: str = _doc("what serves onepass: cpp or reference")
+    device: str = _doc("model name of the processor, or of the GPU")
+    isa: str | None = _doc(
+        "instruction set of onepass's compiled kernels, on a GPU the GPU's (sm_90); null where not built"
+    )
+    backend: str = _doc("what serves onepass, in a row of onepass-BACKEND this: cpp, triton or reference")
     threads: int = _doc("torch.get_num_threads() during the run")
     python: str = _doc("version of Python")
     torch: str = _doc("version of torch")
@@ -42,16 +44,23 @@ class Row:
         "onednn: torch's dynamically quantized linear; float32 and bfloat16: torch's linear; int_mm: the "
         "unfused chain around torch._int_mm; weight only, of float32 or bfloat16: torch._weight_int8pack_mm; "
         "torchao, bitsandbytes; null (x86 again, or float32); limit (one row: all weights read, else: "
-        "products that stay in the first cache)"
+        "products that stay in the first cache). On a GPU the dtype of rows stands behind each name, "
+        "onepass-BACKEND is another backend, _int_mm the product alone, null torch's linear again, limit a "
+        "copy that moves as many bytes as the weights have, of one row only"
     )
     baseline: str | None = _doc(
         "whom `ratio` compares with: onepass, of the same dtype, for null the peer; null where none"
     )
-    clock: str = _doc("of ms and ratio: thread_cpu with one thread, wall with more")
+    clock: str = _doc(
+        "of ms and ratio: on the CPU thread_cpu with one thread, wall with more; on a GPU cuda_event"
+    )
     rounds: int = _doc("interleaved rounds that were timed")
     ms: float = _doc("milliseconds by `clock`: median of the rounds")
     ms_p25: float = _doc("its 25th percentile")
     ms_p75: float = _doc("its 75th percentile")
+    ms_wall: float | None = _doc(
+        "median milliseconds of wall time; on a GPU what the host takes to issue it; null in older rows"
+    )
     ratio: float | None = _doc("median over rounds of this contestant's time by the baseline's")
     ratio_p25: float | None = _doc("its 25th percentile")
     ratio_p75: float | None = _doc("its 75th percentile")
@@ -73,8 +82,10 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str) -> "Row":
-        """Raises ValueError for anything that is not a row of this schema."""
+        """Raises ValueError for anything that is not a row of this schema. The first ones had no ms_wall."""
         fields = json.loads(line)
+        if isinstance(fields, dict):
+            fields.setdefault("ms_wall", None)
         names = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or fields.keys() != names:
             odd = sorted(names ^ set(fields)) if isinstance(fields, dict) else line

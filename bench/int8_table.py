@@ -6,7 +6,7 @@ from typing import Any
 from .int8_rows import Row
 
 _WIDTH = 132  # columns where there is no terminal to ask
-_STYLES = {"onepass": "bold", "onepass, bfloat16": "bold", "null": "dim", "limit": "dim"}
+_STYLES = {"onepass": "bold", "null": "dim", "limit": "dim"}
 
 
 def show(block: Any) -> None:
@@ -16,10 +16,14 @@ def show(block: Any) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     table = Table(title=block.title, title_justify="left", title_style="bold")
     table.add_column("contestant", no_wrap=True)
-    for name in ("us", "spread", "onepass is faster by", "GOP/s", "GB/s", "share of limit"):
+    on_gpu = any(row.clock == "cuda_event" for row in block.rows)
+    us, host = ("GPU us", ["host us"]) if on_gpu else ("us", [])
+    for name in (us, "spread", "onepass is faster by", "GOP/s", "GB/s", "share of limit", *host):
         table.add_column(name, justify="right", no_wrap=True)
     for row in block.rows:
-        table.add_row(*_cells(row), style=_STYLES.get(row.contestant))
+        cells = _cells(row)
+        style = _STYLES.get(row.contestant.partition(", ")[0])
+        table.add_row(*(cells if on_gpu else cells[:-1]), style=style)
     if block.rows:
         console.print(table)
     else:
@@ -40,4 +44,5 @@ def _cells(row: Row) -> list[str]:
         f"{row.gops:.0f}",
         f"{row.gb_per_s:.1f}" if row.m == 1 else "",
         "" if row.share_of_limit is None else f"{row.share_of_limit:.3f}",
+        "" if row.ms_wall is None else significant(1e3 * row.ms_wall),
     ]

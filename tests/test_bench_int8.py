@@ -1,6 +1,8 @@
 """The sweep over the 8-bit product: who takes part, what is left behind, and what is drawn."""
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,14 @@ def test_rows_say_what_was_done(rows: list[int8_rows.Row]):
     assert all(int8_rows.docs().values())
 
 
+def test_rows_of_before_are_read(rows: list[int8_rows.Row]):
+    fields = json.loads(rows[0].to_json())
+    assert fields.pop("ms_wall") > 0
+    assert int8_rows.Row.from_json(json.dumps(fields)) == dataclasses.replace(rows[0], ms_wall=None)
+    committed = int8_rows.read_rows(Path(__file__).parent.parent / "bench/results/int8-granite-rapids.jsonl")
+    assert committed and {row.ms_wall for row in committed} == {None}
+
+
 def _baseline(row: int8_rows.Row) -> str | None:
     fixed = {OURS: None, SEVEN: None, HALF: None, CHANCE: None, LIMIT: None}
     if row.op == "int8_linear":
@@ -118,12 +128,15 @@ def test_all_compute_the_same_gradients(name: str, off: float):
 
 
 def test_who_cannot_be_had_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def missing(_: Layer) -> None:
-        raise RuntimeError("torchao is not installed")
-
-    monkeypatch.setattr(Layer, "_torchao", missing)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     assert main(["int8", "--rows", "1", "--weight", "768x768", "--peers", "torchao", *SHORT]) == 0
     assert "torchao is left out: torchao is not installed" in capsys.readouterr().out
+
+
+def test_who_is_known_elsewhere_is_said(capsys: pytest.CaptureFixture):
+    assert main(["int8", "--rows", "1", "--weight", "768x768", "--peers", "_int_mm", "x86", *SHORT]) == 0
+    said = capsys.readouterr().out
+    assert "_int_mm is left out: it is no peer here" in said and "x86 is left out" not in said
 
 
 def test_without_memory_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
