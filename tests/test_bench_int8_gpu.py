@@ -84,6 +84,17 @@ def test_what_is_measured_where_nothing_is_asked_for(monkeypatch: pytest.MonkeyP
         assert {getattr(job, "dtype", None) for job in seen} == {"bfloat16" if device == "cuda" else None}
 
 
+def test_a_picture_of_a_gpu(gpu: FakeGpu):
+    need("matplotlib")
+    from onepass.bench import int8_plot  # not at the top: a machine with a GPU may have no matplotlib
+
+    blocks = _sweep("--rows", "1", "32", "--op", LINEAR, "--dtype", *int8_gpu.DTYPES, "--peers", "_int_mm")
+    (panel,) = int8_plot.figure([row for block in blocks for row in block.rows]).axes
+    drawn = {line.get_label(): len(line.get_xdata()) for line in panel.lines}
+    ours = {f"onepass, {dtype}": 2 for dtype in int8_gpu.DTYPES}
+    assert drawn == ours | dict.fromkeys(int8_gpu.DTYPES, 2) | {"limit": 3, "_int_mm": 3}
+
+
 # --- who takes part ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("op", "served", "ours"),
