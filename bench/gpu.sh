@@ -2,6 +2,7 @@
 # Builds, tests and measures onepass on a machine with an NVIDIA GPU:  bench/gpu.sh OUTDIR
 #
 # Needs nvcc and a python3 with torch, triton, setuptools, pybind11, ninja, pytest, hypothesis and rich; no network.
+# Measured are optimizers, batch normalization and linear layers in 8 bits, the most important of each first.
 # OUTDIR gets six logs, rows.jsonl (see bench/README.md) and summary.txt, a line per stage as it ends:
 #   ok, FAILED (exit code), CUT (ran past its limit) or LEFT OUT (why). Exit code: 0 if every line is ok, else 1.
 #
@@ -135,6 +136,9 @@ bench() { # NAME LIMIT OPTIONS...
 norm() { # NAME LIMIT LAYOUT DTYPE OPTIONS...: the layers that are the largest, and one of many channels
     area=norm bench "norm-$1" "$2" --layout "$3" --dtype "$4" --peers torch --seconds 0.6 "${@:5}"
 }
+int8() { # NAME LIMIT OPTIONS...: 1, 16, 256 and 4096 rows by each weight; the four are meant to take a minute
+    area=int8 bench "int8-$1" "$2" --seconds 0.4 "${@:3}"
+}
 layers=(64x112 256x56 512x28 2048x7)
 for workload in resnet50 1B; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"
@@ -142,6 +146,8 @@ done
 for layout in nhwc nchw; do
     norm "$layout-bfloat16" 30 "$layout" bfloat16 --shape "${layers[@]}"
 done
+int8 linear 30 --op int8_linear --weight 4096x4096
+int8 weight-only 20 --op int8_weight_only_mm --weight 4096x4096
 norm compile 40 nhwc bfloat16 --shape 256x56 --peers torch torch.compile apex
 for workload in gpt2 tiny2000 llama; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"
@@ -152,11 +158,13 @@ done
 for layout in nhwc nchw; do
     norm "$layout-float32" 30 "$layout" float32 --shape "${layers[@]:1}"
 done
+int8 shapes 30 --op int8_linear --weight 768x768 11008x4096 --peers _int_mm
 area=amp bench amp-resnet50 40 --seconds 3 --workload resnet50
 bench optimizers 60 --seconds 2 --workload resnet50 --optimizer adam sgd sgd-momentum rmsprop adagrad lion
 for workload in resnet50 1B gpt2 llama; do
     bench "$workload-bfloat16" 40 --seconds 3 --workload "$workload" --dtype bfloat16
 done
+int8 float16 20 --op int8_linear --weight 4096x4096 --dtype float16 --peers _int_mm
 
 if [ -n "$python_only" ]; then say "The compiled kernels were not there: all of the above is about the others."; fi
 say "$SECONDS s in all, exit code $wrong"

@@ -385,12 +385,14 @@ def test_flush_is_outside_the_timed_step_and_nothing_waits() -> None:
 # --- gpu.sh ---------------------------------------------------------------------------------------------
 
 BENCHES = ["bench-resnet50-float32", "bench-1B-float32"]
-BENCHES += ["bench-norm-nhwc-bfloat16", "bench-norm-nchw-bfloat16", "bench-norm-compile"]
+BENCHES += ["bench-norm-nhwc-bfloat16", "bench-norm-nchw-bfloat16"]
+BENCHES += ["bench-int8-linear", "bench-int8-weight-only", "bench-norm-compile"]
 BENCHES += [f"bench-{w}-float32" for w in ("gpt2", "tiny2000", "llama")]
 BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")]
 BENCHES += ["bench-norm-nhwc-float32", "bench-norm-nchw-float32"]
-BENCHES += ["bench-amp-resnet50", "bench-optimizers"]
+BENCHES += ["bench-int8-shapes", "bench-amp-resnet50", "bench-optimizers"]
 BENCHES += [f"bench-{w}-bfloat16" for w in ("resnet50", "1B", "gpt2", "llama")]
+BENCHES += ["bench-int8-float16"]
 STAGES = ["build", "info", "mma-layout", "selftest-cuda", "gpu-tests", "sanitizer-memcheck"]
 STAGES += ["sanitizer-racecheck", "selftest-cpu", "cpu-tests", *BENCHES]
 
@@ -475,6 +477,16 @@ def test_benchmarks_are_asked_for_what_there_is(host: Machine) -> None:
     norms = [(*args.layout, *args.dtype) for args in asked if args.area == "norm"]
     assert sorted(set(norms)) == sorted(itertools.product(norm_jobs.LAYOUTS, ("bfloat16", "float32")))
     assert any(COMPILED in args.peers for args in asked if args.area == "norm")
+    layers = [(*args.op, *args.dtype, *args.weight) for args in asked if args.area == "int8"]
+    assert layers == [
+        ("int8_linear", "bfloat16", "4096x4096"),
+        ("int8_weight_only_mm", "bfloat16", "4096x4096"),
+        ("int8_linear", "bfloat16", "768x768", "11008x4096"),
+        ("int8_linear", "float16", "4096x4096"),
+    ]
+    # The first of them meets everybody, with every number of rows.
+    assert [args.peers for args in asked if args.area == "int8"][:2] == [None, None]
+    assert {args.rows for args in asked if args.area == "int8"} == {None}
 
 
 def test_a_stage_that_fails_does_not_stop_the_next(host: Machine) -> None:
