@@ -146,8 +146,8 @@ done
 for layout in nhwc nchw; do
     norm "$layout-bfloat16" 30 "$layout" bfloat16 --shape "${layers[@]}"
 done
-int8 linear 30 --op int8_linear --weight 4096x4096
-int8 weight-only 20 --op int8_weight_only_mm --weight 4096x4096
+int8 linear 40 --op int8_linear --weight 4096x4096
+int8 weight-only 30 --op int8_weight_only_mm --weight 4096x4096
 norm compile 40 nhwc bfloat16 --shape 256x56 --peers torch torch.compile apex
 for workload in gpt2 tiny2000 llama; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"
