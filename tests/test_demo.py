@@ -82,7 +82,7 @@ def test_demo_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     _check_quantized(saved)
 
 
-@pytest.mark.parametrize("amp", ("bf16", pytest.param("fp16", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("amp", [pytest.param(amp, marks=pytest.mark.slow) for amp in ("bf16", "fp16")])
 def test_demo_under_autocast(amp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """float16 has a loss scale, which moves; torch's convolutions in it are slow."""
     assert main(["demo", "--amp", amp, "--epochs", "1", "--out", str(tmp_path)]) == 0

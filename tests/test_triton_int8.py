@@ -281,8 +281,7 @@ def test_extremes_are_exact(ask, m: int, k: int, signed: bool):
 
 
 @pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", (3, 9, 70))
+@pytest.mark.parametrize("m, dtype", ((3, "float32"), (9, "float16"), (70, "float32"), (70, "float16")))
 def test_what_follows_the_sums(ask, m: int, act: str | None, dtype: str):
     for zeros, signed, descriptors in ((False, True, True), (True, False, True), (True, True, False)):
         call = {"m": m, "act": act, "dtype": dtype, "scales": ["each"] * 3}
@@ -302,8 +301,7 @@ def test_a_wide_tile_is_finished_in_halves(ask):
 
 
 @pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", (1, 2, 3, 9, 70))
+@pytest.mark.parametrize("m, dtype", ((1, "float16"), (3, "float32"), (9, "float16"), (70, "float32")))
 def test_weight_only(ask, m: int, dtype: str, act: str | None):
     assert ask("weight_only", m=m, n=37, k=70, dtype=dtype, act=act) <= 1
     assert ask("weight_only", m=m, n=70, k=517, dtype=dtype, act=act, bias=False, scale="column") <= 1
