@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from onepass.bench import markdown, norm_report, norm_rows
+from onepass.bench import int8_report, int8_rows, markdown, norm_report, norm_rows
 from onepass.bench.rows import read_rows
 from onepass.info import support_markdown
 
@@ -30,6 +30,12 @@ def test_measured_tables_of_normalizations_are_made_from_the_committed_rows():
     for path in paths:
         assert norm_report.summary(norm_rows.read_rows(path)) in README, path.name
         assert path.name in README
+
+
+def test_the_measured_table_of_layers_in_8_bits_is_made_from_the_committed_rows():
+    path = ROOT / "bench" / "results" / "int8-zen3.jsonl"  # the older ones are of kernels before these
+    assert int8_report.summary(int8_rows.read_rows(path)) in README
+    assert path.name in README
 
 
 @pytest.mark.parametrize(

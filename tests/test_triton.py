@@ -38,7 +38,7 @@ NORMS |= {"rows", "volumes_last", "misaligned", "half_parameters", "nan", "avera
 def _quick(op: str, case: str, dtype: str) -> bool:
     if op.startswith("batch_norm_") and case not in NORMS:
         return False
-    if op.startswith("fake_quant_") and any(word in case for word in ("threads", "long_")):
+    if BY_NAME[op].bench in ("int8", "fake_quant") and any(word in case for word in ("threads", "long_")):
         return False  # many elements, of which the interpreter has few a second
     if BY_NAME[op].check == "optimizer" and op not in OFTEN:
         return case in SEVERAL
