@@ -11,7 +11,7 @@ _HEADS = ("rows", "outputs x inputs", "us", "over x86, onednn", "7 bits over the
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """int8_linear beside torch's quantized engines, the faster of both, and its float32: ratios of medians."""
+    """int8_linear beside torch's quantized engines, the faster of both, and its float32: by medians."""
     layers: dict[tuple[int, int, int], dict[str, Row]] = {}
     for row in rows:
         if row.op == "int8_linear":
