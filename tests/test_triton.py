@@ -5,12 +5,9 @@ The interpreter has to be chosen before Triton is imported, so it lives in a pro
 it: each `answer_NAME` below runs there. It cuts bfloat16 off where hardware rounds, so no bfloat16 here.
 """
 
-import json
 import os
 import subprocess
 import sys
-import traceback
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need
+from interpreted import asking, serve
 from onepass.ops import BY_NAME, OPS
 from onepass.reference import grads as reference_grads
 from onepass.reference import optim as reference
@@ -166,36 +164,13 @@ def answer_same_norm(sizes: list[int]) -> list[float]:
     return [_kernel("grad_stats")(grads)[0].item() for _ in range(3)]
 
 
-def _serve() -> None:
-    """Answers one line of JSON for each that comes in."""
-    warnings.simplefilter("ignore")
-    replies, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        try:
-            reply = {"result": globals()["answer_" + name](**arguments)}
-        except Exception:
-            reply = {"failed": traceback.format_exc()}
-        print(json.dumps(reply), file=replies, flush=True)
-
-
 # --- in the tests' process --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Any]:
     """ask(NAME, arguments...): the result of answer_NAME in the interpreter's process."""
     need("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, __file__], env=environment, **pipes) as process:
-
-        def ask(name: str, **arguments: Any) -> Any:
-            print(json.dumps([name, arguments]), file=process.stdin, flush=True)
-            reply = json.loads(process.stdout.readline())
-            assert "failed" not in reply, reply["failed"]
-            return reply["result"]
-
+    with asking(__file__) as ask:
         yield ask
-        process.stdin.close()
 
 
 @pytest.mark.parametrize("op, case, dtype", ROWS)
@@ -317,4 +292,4 @@ def test_columns_of_a_table():
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(globals())

@@ -5,18 +5,13 @@ As in test_triton.py the interpreter lives in a process of its own, and each `an
 It cuts bfloat16 off where hardware rounds, so no bfloat16 here.
 """
 
-import json
-import os
-import subprocess
-import sys
-import traceback
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from conftest import need
+from interpreted import asking, serve
 from onepass.ops import BY_NAME
 from onepass.reference import norm as reference
 from onepass.testing import CASES, compare
@@ -141,36 +136,13 @@ def answer_far(last: bool, border: float) -> list[float]:
     ]
 
 
-def _serve() -> None:
-    """Answers one line of JSON for each that comes in."""
-    warnings.simplefilter("ignore")
-    replies, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        try:
-            reply = {"result": globals()["answer_" + name](**arguments)}
-        except Exception:
-            reply = {"failed": traceback.format_exc()}
-        print(json.dumps(reply), file=replies, flush=True)
-
-
 # --- in the tests' process --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Any]:
     """ask(NAME, arguments...): the result of answer_NAME in the interpreter's process."""
     need("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, __file__], env=environment, **pipes) as process:
-
-        def ask(name: str, **arguments: Any) -> Any:
-            print(json.dumps([name, arguments]), file=process.stdin, flush=True)
-            reply = json.loads(process.stdout.readline())
-            assert "failed" not in reply, reply["failed"]
-            return reply["result"]
-
+    with asking(__file__) as ask:
         yield ask
-        process.stdin.close()
 
 
 @pytest.mark.parametrize("op, case, dtype", ROWS)
@@ -219,4 +191,4 @@ def test_a_mean_far_from_zero(ask, last: bool, border: float):
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(globals())
