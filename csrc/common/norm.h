@@ -39,6 +39,7 @@ struct Flow {
   int64_t next = 0;       // it asks for what the first pass of the next group reads, so many bytes further
   bool residual = false;  // the second pass asks for the residual
   bool results = false;   // and for what it writes
+  bool early = false;     // the first pass of a backward writes dresidual, the second one dx alone
 };
 
 struct NormCall {

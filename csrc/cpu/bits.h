@@ -57,4 +57,13 @@ ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at, int64_t n) {
   return bits >> within;
 }
 
+// The same of a whole vector's n bits, where vectors begin with a byte, or share one evenly.
+template <int n>
+ONEPASS_INLINE unsigned read_whole_bits(const uint8_t* mask, int64_t at) {
+  if constexpr (n < 8) return mask[at >> 3] >> (at & 7);
+  unsigned bits = 0;
+  std::memcpy(&bits, mask + (at >> 3), n / 8);
+  return bits;
+}
+
 }  // namespace onepass::ONEPASS_ISA

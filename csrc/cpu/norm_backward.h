@@ -1,9 +1,12 @@
 // Room 2, memory on the CPU: the gradients of a normalization.
 //
 // Memory contract. `grad_sums` reads dy and x once (and the mask, or residual for an activation that needs
-// it) and writes nothing of their size; `grad_apply` reads the same once and writes dx once, and dresidual
-// where it is wanted. With given statistics dx needs x for the activation alone.
+// it); `grad_apply` reads the same once and writes dx once. dresidual, where it is wanted, is written once,
+// by `grad_sums` if the call's flow is `early`, else by `grad_apply`. With given statistics dx needs x for
+// the activation alone.
 #pragma once
+#include <type_traits>
+
 #include "norm_memory.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -12,8 +15,9 @@ constexpr int64_t kGradChunk = 1024;       // elements of a channel whose gradie
 constexpr int64_t kGradChunkPixels = 512;  // and where channels are innermost
 constexpr int kGradStrands = 2;
 
-// How a gradient is told that passes an activation: by a mask's bits, or from x, or x and residual.
-enum class By { kBits, kInput, kInputAndResidual };
+// How a gradient is told that passes an activation: by a mask's bits, by such bits where runs are of whole
+// vectors, which takes a third of the instructions, from x, or from x and residual.
+enum class By { kBits, kWholeBits, kInput, kInputAndResidual };
 
 // The gradients of pre-activations from element `at` on.
 template <Activation act, By by, class S_>
@@ -38,6 +42,8 @@ struct Gated {
                                       Vector<S> shift) const {
     const Vector<S> g = lanes.load(dy + i);
     if constexpr (act == Activation::kNone) return g;
+    if constexpr (by == By::kWholeBits)
+      return gate<act>(g, lanes_of<S>(read_whole_bits<kLanes<S>>(mask, at + i)), negative_slope);
     if constexpr (by == By::kBits)
       return gate<act>(g, lanes_of<S>(read_bits<kLanes<S>>(mask, at + i, lanes.loaded())), negative_slope);
     Vector<S> v = normalise(xs, mean, scale, shift);
@@ -54,13 +60,14 @@ ONEPASS_INLINE void add_grad(V g, V x, V mean, V& s, V& d) {
 }
 
 template <class G, class S = G::S>
-ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S, Same>& table, bool ahead,
-                                 double& sum, double& dot) {
+ONEPASS_INLINE void add_grad_run(const G gated, S* dz, int64_t n, const Coefficients<S, Same>& table,
+                                 bool past, bool ahead, double& sum, double& dot) {
   Vector<S> s[kSums] = {}, d[kSums] = {};
   const Vector<S> mean = table.mean.value, scale = table.scale.value, shift = table.shift.value;
   const auto add = [&](int64_t i, auto lanes, int j) ONEPASS_FLAT {
-    const Vector<S> x = lanes.load(gated.x + i, mean);
-    add_grad(lanes.fresh(gated(i, lanes, x, mean, scale, shift)), x, mean, s[j], d[j]);
+    const Vector<S> g = gated(i, lanes, lanes.load(gated.x + i), mean, scale, shift);
+    if (dz) lanes.store(dz + i, g, past);
+    add_grad(lanes.fresh(g), lanes.load(gated.x + i, mean), mean, s[j], d[j]);
   };
   int64_t i = 0;
   for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>) {
@@ -78,12 +85,16 @@ ONEPASS_INLINE void add_grad_run(const G gated, int64_t n, const Coefficients<S,
 template <class G, class S = G::S>
 void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, double* sum, double* dot) {
   const int64_t pixels = call.shape.pixels, channels = call.shape.channels;
+  Stage<S> dz(call, call.flow.early ? call.dresidual : nullptr);
   for (int64_t image = block.first; image < block.last; ++image)
     for (int64_t c = block.begin; c < block.end; ++c) {
       const Coefficients<S, Same> here(table, channels, c);
-      for (int64_t i = 0; i < pixels; i += kGradChunk)
-        add_grad_run(G(call, (image * channels + c) * pixels + i), std::min(kGradChunk, pixels - i), here,
-                     call.flow.first, sum[c - block.begin], dot[c - block.begin]);
+      for (int64_t i = 0; i < pixels; i += kGradChunk) {
+        const int64_t at = (image * channels + c) * pixels + i, n = std::min(kGradChunk, pixels - i);
+        add_grad_run(G(call, at), dz.at(at), n, here, dz.direct(), call.flow.first, sum[c - block.begin],
+                     dot[c - block.begin]);
+        dz.flush(at, n);
+      }
     }
 }
 
@@ -192,13 +203,14 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
 
 template <class G, class S = G::S>
 void planar_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
-  Stage<S> dx(call, call.dx), dz(call, call.dresidual);
-  const bool direct = dx.direct() && (!call.dresidual || dz.direct());
+  void* dresidual = call.flow.early ? nullptr : call.dresidual;
+  Stage<S> dx(call, call.dx), dz(call, dresidual);
+  const bool direct = dx.direct() && (!dresidual || dz.direct());
   for (int64_t at = from; at < to; at += dx.kElements) {
     const int64_t n = std::min(dx.kElements, to - at);
     for (Run run(call.shape, at, n); run.count; run.next())
       input_grad_runs<1>(G(call, at + run.first), dx.at(at) + run.first,
-                         call.dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
+                         dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
                          Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, direct,
                          call.flow);
     dx.flush(at, n);
@@ -227,20 +239,31 @@ void grad_apply_pass(const NormCall& call, const void* table, int64_t from, int6
 }
 
 // --- the kernels ------------------------------------------------------------------------------------------
+// body(std::type_identity<Gated>{}) with what tells of a call's gradients.
+template <Activation act, class S, class Body>
+void by_gate(const NormCall& call, const Body& body) {
+  if constexpr (act == Activation::kRelu || act == Activation::kLeakyRelu)
+    if (call.mask) {
+      const int64_t run = call.shape.channels_last ? call.shape.channels : call.shape.pixels;
+      if (run % std::max(8, kLanes<S>) == 0) return body(std::type_identity<Gated<act, By::kWholeBits, S>>{});
+      return body(std::type_identity<Gated<act, By::kBits, S>>{});
+    }
+  if (call.residual) return body(std::type_identity<Gated<act, By::kInputAndResidual, S>>{});
+  body(std::type_identity<Gated<act, By::kInput, S>>{});
+}
+
 template <Activation act, class S>
 void grad_sums(const NormCall& call, const void* table, NormBlock block, double* scratch, double* sum,
                double* dot) {
-  if (call.mask) return grad_sums_pass<Gated<act, By::kBits, S>>(call, table, block, scratch, sum, dot);
-  if (call.residual)
-    return grad_sums_pass<Gated<act, By::kInputAndResidual, S>>(call, table, block, scratch, sum, dot);
-  grad_sums_pass<Gated<act, By::kInput, S>>(call, table, block, scratch, sum, dot);
+  by_gate<act, S>(call, [&](auto gated) {
+    grad_sums_pass<typename decltype(gated)::type>(call, table, block, scratch, sum, dot);
+  });
 }
 
 template <Activation act, class S>
 void grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
-  if (call.mask) return grad_apply_pass<Gated<act, By::kBits, S>>(call, table, from, to);
-  if (call.residual) return grad_apply_pass<Gated<act, By::kInputAndResidual, S>>(call, table, from, to);
-  grad_apply_pass<Gated<act, By::kInput, S>>(call, table, from, to);
+  by_gate<act, S>(
+      call, [&](auto gated) { grad_apply_pass<typename decltype(gated)::type>(call, table, from, to); });
 }
 
 }  // namespace onepass::ONEPASS_ISA

@@ -15,6 +15,17 @@ static inline bool memory_is_slow() {
 #endif
 }
 
+// Where channels lie apart, is it worth while to read a few of them at a time, so that the second pass finds
+// them in a cache? Where memory is slow; and on AMD's before Zen 4 (Zen 3: backward with a residual in two
+// thirds of the time).
+static inline bool groups_pay() {
+#if defined(__x86_64__)
+  return memory_is_slow() || (__builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512f"));
+#else
+  return false;
+#endif
+}
+
 // Are stores past the caches slower than those through them, of data that a cache holds? Measured: yes on
 // Skylake-SP, by a third; no on Emerald Rapids (1.3 to 1.6 times as fast) and Zen 4. What tells them apart:
 static inline bool stores_past_are_slow() {
