@@ -179,6 +179,26 @@ def test_groups_of_channels(shape: tuple[int, ...], residual: bool, dtype: torch
 
 @each_variant
 @each_layout
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("bits", (0x7FFFFFFF, -1), ids=("positive", "negative"))
+def test_nan_of_all_bits_stays_nan(variant, layout: str, dtype: torch.dtype, bits: int):
+    """Rounded to bfloat16 without a look at it, it would become -0 or 0."""
+    if variant.backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter cuts bfloat16 off")
+    x, dy = (_images((2, 8, 9, 9), seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1))
+    nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    weight, bias = torch.ones(8), torch.zeros(8)
+    weight[1] = bias[3] = nan
+    with variant.use():
+        y, stats, mask = OPS.batch_norm_fwd(x, None, weight, bias, None, None, None)
+        dx = OPS.batch_norm_bwd(dy, x, None, weight, bias, stats, mask)[0]
+    for got, channels in ((y, [1, 3]), (dx, [1])):
+        assert got.isnan().all((0, 2, 3)).nonzero().flatten().tolist() == channels
+        assert got.isnan().any((0, 2, 3)).nonzero().flatten().tolist() == channels
+
+
+@each_variant
+@each_layout
 def test_silu_is_that_of_float64(variant, layout: str):
     """exp is good to an ulp and three roundings follow. The gradient has v * (1 - s), where s rounds to
     2^-24 and v is 17 until it is 1."""

@@ -37,27 +37,28 @@ struct Forward {
 template <int kRows, class S, class Pass, class Table>
 ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t n, const Table& table,
                                bool past, const Flow& flow, BitWriter* mask) {
-  constexpr int kVectors = kLine<S> / kLanes<S>;
+  constexpr int kVectors = kLineVectors<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>) {
     Vector<S> mean[kVectors], scale[kVectors], shift[kVectors];
-    for (int k = 0; k < kVectors; ++k) {
+    each<kVectors>([&](auto k) ONEPASS_FLAT {
       mean[k] = table.mean(i + k * kLanes<S>, Whole<S>{});
       scale[k] = table.scale(i + k * kLanes<S>, Whole<S>{});
       shift[k] = table.shift(i + k * kLanes<S>, Whole<S>{});
-    }
+    });
     for (int r = 0; r < kRows; ++r) {
       if (kRows == 1 && flow.next) ask_next<kLine<S>>(forward.x + i, flow.next);
       if (flow.second) ask_ahead<kLine<S>>(forward.x + r * apart + i);
       if (Pass::adds && flow.residual) ask_ahead<kLine<S>>(forward.z + r * apart + i);
       if (kRows == 1 && flow.results) ask_ahead<kLine<S>>(y + i);
+      Vector<S> made[kVectors];
       unsigned line = 0;
-      for (int k = 0; k < kVectors; ++k) {
-        const int64_t at = r * apart + i + k * kLanes<S>;
+      each<kVectors>([&](auto k) ONEPASS_FLAT {
         unsigned passed = 0;
-        store_vector(y + at, forward(at, Whole<S>{}, mean[k], scale[k], shift[k], passed), past);
+        made[k] = forward(r * apart + i + k * kLanes<S>, Whole<S>{}, mean[k], scale[k], shift[k], passed);
         line |= passed << (k * kLanes<S>);
-      }
+      });
+      store_vectors(y + r * apart + i, made, past);
       if constexpr (Pass::keeps_bits) mask[r].template put<kLine<S>>(line);
     }
   }

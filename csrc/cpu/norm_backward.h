@@ -23,6 +23,7 @@ enum class By { kBits, kWholeBits, kInput, kInputAndResidual };
 template <Activation act, By by, class S_>
 struct Gated {
   using S = S_;
+  static constexpr bool kExact = act == Activation::kNone || act == Activation::kRelu;  // those of dy, or 0
   const S *dy, *x, *z;
   const uint8_t* mask;
   int64_t at;
@@ -66,18 +67,28 @@ ONEPASS_INLINE void add_grad_run(const G gated, S* dz, int64_t n, const Coeffici
   const Vector<S> mean = table.mean.value, scale = table.scale.value, shift = table.shift.value;
   const auto add = [&](int64_t i, auto lanes, int j) ONEPASS_FLAT {
     const Vector<S> g = gated(i, lanes, lanes.load(gated.x + i), mean, scale, shift);
-    if (dz) lanes.store(dz + i, g, past);
     add_grad(lanes.fresh(g), lanes.load(gated.x + i, mean), mean, s[j], d[j]);
+    return g;
   };
+  constexpr int kOfLine = std::min(kLineVectors<S>, kSums);
   int64_t i = 0;
   for (; i + kSums * kLanes<S> <= n; i += kSums * kLanes<S>) {
     if (ahead) {
       ask_ahead<kSums * kLanes<S>>(gated.x + i);
       ask_ahead<kSums * kLanes<S>>(gated.dy + i);
     }
-    for (int j = 0; j < kSums; ++j) add(i + j * kLanes<S>, Whole<S>{}, j);
+    Vector<S> g[kSums / kOfLine][kOfLine];
+    each<kSums>([&](auto j)
+                    ONEPASS_FLAT { g[j / kOfLine][j % kOfLine] = add(i + j * kLanes<S>, Whole<S>{}, j); });
+    if (dz)
+      each<kSums / kOfLine>([&](auto l) ONEPASS_FLAT {
+        store_vectors<G::kExact>(dz + i + l * kOfLine * kLanes<S>, g[l], past);
+      });
   }
-  for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT { add(at, lanes, 0); });
+  for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
+    const Vector<S> g = add(at, lanes, 0);
+    if (dz) lanes.store(dz + at, g, past);
+  });
   sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
   dot += sum_of<S>((d[0] + d[1]) + (d[2] + d[3]));
 }
@@ -156,7 +167,7 @@ void grad_sums_pass(const NormCall& call, const void* table, NormBlock block, do
 template <int kRows, class G, class Table, class S = G::S>
 ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, int64_t n, const Table& table,
                                     bool given, bool past, const Flow& flow) {
-  constexpr int kVectors = kLine<S> / kLanes<S>;
+  constexpr int kVectors = kLineVectors<S>;
   int64_t i = 0;
   for (; i + kLine<S> <= n; i += kLine<S>)
     for (int r = 0; r < kRows; ++r) {
@@ -172,20 +183,18 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
         ask_ahead<kLine<S>>(dx + i);
         if (dz) ask_ahead<kLine<S>>(dz + i);
       }
-      Vector<S> g[kVectors];
-      for (int k = 0; k < kVectors; ++k) {
+      Vector<S> g[kVectors], made[kVectors];
+      each<kVectors>([&](auto k) ONEPASS_FLAT {
         const int64_t c = i + k * kLanes<S>, at = r * apart + c;
         const Whole<S> lanes;
         const Vector<S> mean = table.mean(c, lanes), scale = table.scale(c, lanes),
                         x = lanes.load(gated.x + at);
         g[k] = gated(at, lanes, x, mean, scale, table.shift(c, lanes));
-        store_vector(dx + at,
-                     given
-                         ? g[k] * scale
-                         : input_grad(g[k], x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)),
-                     past);
-      }
-      for (int k = 0; dz && k < kVectors; ++k) store_vector(dz + r * apart + i + k * kLanes<S>, g[k], past);
+        made[k] = given ? g[k] * scale
+                        : input_grad(g[k], x, mean, scale, table.slope(c, lanes), table.constant(c, lanes));
+      });
+      store_vectors(dx + r * apart + i, made, past);
+      if (dz) store_vectors<G::kExact>(dz + r * apart + i, g, past);
     }
   for (int r = 0; r < kRows; ++r)
     for_each_vector<S>(i, n, [&](int64_t c, auto lanes) ONEPASS_FLAT {

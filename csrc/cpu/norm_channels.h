@@ -1,6 +1,8 @@
 // What a normalization computes once a channel, on the CPU: statistics, coefficients, gradients of weight and
 // bias.
 #pragma once
+#include <limits>
+
 #include "isa.h"
 // Behind isa.h, which names the namespace.
 #include "convert.h"
@@ -50,8 +52,10 @@ struct Channels {
   const NormCall& call;
   T* table;
 
+  // A NaN has nothing in its lower half: vector.h rounds what comes of it without a look.
   void set_column(int64_t k, int64_t c, T value) const {
     const int64_t share = call.shape.share;
+    if (value != value) value = std::numeric_limits<T>::quiet_NaN();
     std::fill_n(table + k * call.shape.channels + c * share, share, value);
   }
   T* stat(int64_t k, int64_t c) const { return static_cast<T*>(call.stats) + k * call.shape.norms() + c; }

@@ -65,30 +65,22 @@ template <int kRows, class S, class T>
 ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, bool ahead, double& sum,
                              double& squares) {
   constexpr int kOfRow = kSums / kRows;
-  Vector<S> s[kRows][kOfRow] = {}, q[kRows][kOfRow] = {};
+  Vector<S> s[kSums] = {}, q[kSums] = {};
   const Vector<S> k = broadcast<S>(shift);
   int64_t i = 0;
-  for (; i + kOfRow * kLanes<S> <= n; i += kOfRow * kLanes<S>)
-    for (int r = 0; r < kRows; ++r) {
-      const S* row = x + r * apart + i;
-      if (ahead) ask_ahead<kOfRow * kLanes<S>>(row);
-      for (int j = 0; j < kOfRow; ++j) add_deviation(load_vector(row + j * kLanes<S>), k, s[r][j], q[r][j]);
-    }
-  for (int r = 0; r < kRows; ++r) {
-    for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
-      add_deviation(lanes.load(x + r * apart + at, k), k, s[r][0], q[r][0]);
+  for (; i + kOfRow * kLanes<S> <= n; i += kOfRow * kLanes<S>) {
+    if (ahead) each<kRows>([&](auto r) ONEPASS_FLAT { ask_ahead<kOfRow * kLanes<S>>(x + r * apart + i); });
+    each<kSums>([&](auto j) ONEPASS_FLAT {
+      add_deviation(load_vector(x + j / kOfRow * apart + i + j % kOfRow * kLanes<S>), k, s[j], q[j]);
     });
-    for (int j = 1; j < kOfRow; ++j) {
-      s[r][0] += s[r][j];
-      q[r][0] += q[r][j];
-    }
-    if (r > 0) {
-      s[0][0] += s[r][0];
-      q[0][0] += q[r][0];
-    }
   }
-  sum += sum_of<S>(s[0][0]);
-  squares += sum_of<S>(q[0][0]);
+  each<kRows>([&](auto r) ONEPASS_FLAT {
+    for_each_vector<S>(i, n, [&](int64_t at, auto lanes) ONEPASS_FLAT {
+      add_deviation(lanes.load(x + r * apart + at, k), k, s[r], q[r]);
+    });
+  });
+  sum += sum_of<S>((s[0] + s[1]) + (s[2] + s[3]));
+  squares += sum_of<S>((q[0] + q[1]) + (q[2] + q[3]));
 }
 
 template <class S>

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "../rules/norm.h"
 #include "convert.h"
@@ -54,6 +55,8 @@ template <class S>
 constexpr int kLanes = sizeof(S) == 2 ? kHalfLanes : kVectorBytes / static_cast<int>(sizeof(S));
 template <class S>
 constexpr int64_t kLine = 64 / sizeof(S);  // elements of a cache line
+template <class S>
+constexpr int kLineVectors = kLine<S> / kLanes<S>;
 
 template <class T, int n>
 using VectorOf __attribute__((vector_size(n * sizeof(T)))) = T;
@@ -70,6 +73,13 @@ ONEPASS_INLINE To bits_as(From from) {
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
+}
+// body(std::integral_constant<int, k>{}) for k from 0 to n - 1: of constant places in arrays gcc 12 keeps the
+// elements in registers, of a loop's not always.
+template <int n, class Body>
+ONEPASS_INLINE void each(const Body& body) {
+  [&]<int... k>(std::integer_sequence<int, k...>)
+      ONEPASS_FLAT { (body(std::integral_constant<int, k>{}), ...); }(std::make_integer_sequence<int, n>{});
 }
 template <class S>
 ONEPASS_INLINE Vector<S> broadcast(Arithmetic<S> value) {
@@ -181,6 +191,39 @@ ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past 
   }
 #endif
   std::memcpy(to, &bytes, sizeof bytes);
+}
+
+// Several of them. On AVX2 a vector of halves is half a vector of memory: they go there two by two. exact:
+// they are halves already. A NaN that becomes bfloat16 has to have nothing in its lower half, as those have
+// that are made of halves or by the processor.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <bool exact>
+ONEPASS_INLINE __m256i pair_of(Vector<BFloat16> a, Vector<BFloat16> b, BFloat16) {
+  const auto upper = [](Vector<BFloat16> v) ONEPASS_FLAT {
+    Words bits = bits_as<Words>(v);
+    if constexpr (!exact) bits += 0x7fffu + ((bits >> 16) & 1u);
+    return bits_as<__m256i>(bits >> 16);
+  };
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(upper(a), upper(b)), 0b11011000);
+}
+template <bool>
+ONEPASS_INLINE __m256i pair_of(Vector<Float16> a, Vector<Float16> b, Float16) {
+  return _mm256_set_m128i(bits_as<__m128i>(to_float16(b)), bits_as<__m128i>(to_float16(a)));
+}
+#endif
+template <bool exact = false, class S, int n>
+ONEPASS_INLINE void store_vectors(S* to, const Vector<S> (&v)[n], bool past) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2) {
+    auto* at = reinterpret_cast<__m256i*>(to);
+    each<n / 2>([&](auto k) ONEPASS_FLAT {
+      const __m256i pair = pair_of<exact>(v[2 * k], v[2 * k + 1], S{});
+      past ? _mm256_stream_si256(at + k, pair) : _mm256_storeu_si256(at + k, pair);
+    });
+    return;
+  }
+#endif
+  each<n>([&](auto k) ONEPASS_FLAT { store_vector(to + k * kLanes<S>, v[k], past); });
 }
 
 // Asks for the lines of n elements that are a little ahead of these, to be read or written: a prefetcher
