@@ -147,9 +147,9 @@ def test_gradient_passes_exactly_where_the_pre_activation_is_positive(
     assert sums[-1] == x.numel() // 8
 
 
-# Channels apart, whose second pass follows group by group where that pays; the last group is smaller. In the
-# last two results go past the caches, and the first pass writes the residual's gradient: as it is made, and by
-# way of whole lines.
+# Channels apart, whose second pass follows group by group where that pays; the last group is smaller. In
+# the last two results go past the caches, and the first pass writes the residual's gradient: as it is made,
+# and by way of whole lines.
 GROUPED = ((4, 38, 30, 30), (2, 520, 7, 7), (3, 9, 60, 60), (8, 33, 92, 92), (9, 80, 57, 57))
 
 
@@ -185,7 +185,9 @@ def test_nan_of_all_bits_stays_nan(variant, layout: str, dtype: torch.dtype, bit
     """Rounded to bfloat16 without a look at it, it would become -0 or 0."""
     if variant.backend == "triton" and dtype == torch.bfloat16:
         pytest.skip("the interpreter cuts bfloat16 off")
-    x, dy = (_images((2, 8, 9, 9), seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1))
+    x, dy = (
+        _images((2, 8, 9, 9), seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1)
+    )
     nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     weight, bias = torch.ones(8), torch.zeros(8)
     weight[1] = bias[3] = nan
