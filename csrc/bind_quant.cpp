@@ -20,8 +20,7 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_op(Tensor input, MaybeTensor 
   a.call.dtype = a.given.dtype;
   a.call.real = a.main.data_ptr();
   a.call.whole = values.data_ptr();
-  if (const int64_t bytes = quant_scratch(a.call))
-    a.call.scratch = a.owned.emplace_back(a.result({bytes}, ScalarType::Byte)).data_ptr();
+  a.call.scratch = a.scratch(quant_scratch(a.call));
   quantize(a.call, scale.has_value(), symmetric, levels);
   return {values, scales, zero_points};
 }

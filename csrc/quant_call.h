@@ -96,6 +96,10 @@ struct QuantArguments {
 
   Sizes sizes() const { return {given.sizes, given.sizes + given.dim}; }
   Tensor result(const Sizes& sizes, ScalarType dtype) const { return new_on_device_of(main, sizes, dtype); }
+  // So many bytes of memory for the driver, until the op returns.
+  void* scratch(int64_t bytes) {
+    return bytes ? owned.emplace_back(result({bytes}, ScalarType::Byte)).data_ptr() : nullptr;
+  }
   // scale and zero_point as they are returned: copies of what is given, or room for what will be found.
   std::tuple<Tensor, Tensor> new_grid(const MaybeTensor& scale, const MaybeTensor& zero_point) {
     Tensor scales = result(wanted, ScalarType::Float);

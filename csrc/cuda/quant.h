@@ -2,15 +2,27 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+
 #include "../common/quant.h"
 #include "group.h"
 
 namespace onepass::cuda {
 
 constexpr int kQuantThreads = 256;    // of a block
+constexpr int64_t kLanesGroup = 128;  // elements of a group that eight lanes of a warp take on, at most
 constexpr int64_t kWarpGroup = 1024;  // elements of a group that a warp takes on, at most; a block takes more
 constexpr int64_t kBlockWhole = 16384;  // the same of a block, where the group is all there is
 constexpr int64_t kMostParts = 1024;    // into so many a whole tensor is parted, at most
+
+// More than a block should go through on its own.
+inline bool is_whole(const Groups& groups) { return groups.count() == 1 && groups.numel() > kBlockWhole; }
+
+// A thread of a part has four turns, but where there would be too many parts.
+inline int64_t parts_of(int64_t elements) {
+  constexpr int64_t kPart = 4 * kGroup * kQuantThreads;
+  return std::min((elements + kPart - 1) / kPart, kMostParts);
+}
 
 // Everything that a kernel reads. Pointers are to device memory.
 struct QuantWork {

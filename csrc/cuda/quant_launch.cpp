@@ -4,17 +4,8 @@
 
 namespace onepass::cuda {
 
-// More than a block should go through on its own.
-static bool is_whole(const Groups& groups) { return groups.count() == 1 && groups.numel() > kBlockWhole; }
-
-// A thread of a part has four turns, but where there would be too many parts.
-static int64_t parts_of(const Groups& groups) {
-  constexpr int64_t kPart = 4 * kGroup * kQuantThreads;
-  return std::min((groups.numel() + kPart - 1) / kPart, kMostParts);
-}
-
 int64_t quant_scratch(const QuantCall& call) {
-  return is_whole(call.groups) ? parts_of(call.groups) * static_cast<int64_t>(sizeof(Extent)) : 0;
+  return is_whole(call.groups) ? parts_of(call.groups.numel()) * static_cast<int64_t>(sizeof(Extent)) : 0;
 }
 
 static QuantWork work_of(const QuantCall& call) {
@@ -31,7 +22,7 @@ void quantize(const QuantCall& call, bool given, const Levels& levels, Queue que
   work.levels = levels;
   work.given = given;
   if (is_whole(call.groups)) {
-    work.parts = parts_of(call.groups);
+    work.parts = parts_of(call.groups.numel());
     work.extents = static_cast<Extent*>(call.scratch);
     if (!given) start_extents(work, queue.stream);
     start_quantize_whole(work, queue.stream);
