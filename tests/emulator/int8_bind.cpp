@@ -1,40 +1,8 @@
 // The CUDA room of quantization and of the 8-bit product, emulated, under NumPy. Arrays come dense; results
-// are given as arrays to write to. A bfloat16 array is one of uint16, which NumPy has.
-#include <cuda_runtime_api.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// are given as arrays to write to.
+#include "arrays.h"
 #include "cuda/int8_launch.h"
 #include "cuda/quant_launch.h"
-
-namespace py = pybind11;
-using namespace onepass;
-
-using MaybeArray = std::optional<py::array>;
-
-static DType dtype_of(const py::array& a) {
-  if (py::isinstance<py::array_t<float>>(a)) return DType::kFloat32;
-  if (py::isinstance<py::array_t<uint16_t>>(a)) return DType::kBFloat16;
-  return a.itemsize() == 2 ? DType::kFloat16 : DType::kOther;
-}
-template <class T = void>
-static T* data_of(const MaybeArray& a) {
-  return a && a->size() ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
-}
-
-constexpr cuda::Queue kQueue{0, nullptr};
-
-static void wait_for_stream() {
-  if (cudaStreamSynchronize(nullptr) != cudaSuccess) throw std::runtime_error("the stream failed");
-}
-
-// Memory of so many bytes, as the allocator of torch has it: at a multiple of 16.
-struct Scratch {
-  std::vector<uint4> memory;
-  explicit Scratch(int64_t bytes) : memory(bytes / sizeof(uint4) + 1, uint4{~0u, ~0u, ~0u, ~0u}) {}
-  void* data() { return memory.data(); }
-};
 
 // --- quantization -----------------------------------------------------------------------------------------
 static QuantCall quant_call(const py::array& real, const py::array& whole, const py::array& scale,
