@@ -1,8 +1,9 @@
-// The dispatcher's way in to fake quantization, on the CPU. Schemas are defined in onepass/ops.py; here each
-// op has a line at the foot.
+// The dispatcher's way in to fake quantization, on the device that ONEPASS_KEY names: part of onepass._C for
+// the CPU, of onepass._cuda for CUDA. Schemas are defined in onepass/ops.py; here each op has a line at the
+// foot.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/fake_quant_launch.h"
+#include "common/fake_quant_driver.h"
 #include "quant_call.h"
 
 namespace onepass {
@@ -28,6 +29,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> fake_quant_fwd_op(Tensor input
   call.real = a.main.data_ptr();
   call.output = output.data_ptr();
   call.mask = static_cast<uint8_t*>(mask.data_ptr());
+  call.scratch = a.scratch(fake_quantize_scratch(call, scale.has_value()));
   fake_quantize(call, scale.has_value());
   return {output, mask, scales, zero_points};
 }
@@ -56,11 +58,15 @@ static std::tuple<Tensor, Tensor> fake_quant_bwd_op(Tensor grad_output, Tensor m
   call.grad_output = a.main.data_ptr();
   call.grad_input = grad_input.data_ptr();
   call.grad_scale = scale ? static_cast<float*>(grad_scale.data_ptr()) : nullptr;
+  call.scratch = a.scratch(fake_quantize_backward_scratch(call));
   fake_quantize_backward(call);
   return {grad_input, grad_scale};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
+#define ONEPASS_LIBRARY_IMPL(key, m) \
+  STABLE_TORCH_LIBRARY_IMPL(onepass, key, m)  // puts in what key stands for
+
+ONEPASS_LIBRARY_IMPL(ONEPASS_KEY, m) {
   m.impl("fake_quant_fwd", TORCH_BOX(&fake_quant_fwd_op));
   m.impl("fake_quant_bwd", TORCH_BOX(&fake_quant_bwd_op));
 }

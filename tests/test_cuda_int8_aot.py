@@ -51,7 +51,7 @@ QUANTS = {
 @functools.cache
 def _functions(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
     code = sass.functions_of_arch(folder, arch)
-    return {_kernel(name): f for name, f in code.items() if re.search("(Int8|Quant)WorkE$", name)}
+    return {_kernel(name): f for name, f in code.items() if re.search(r"\d(Int8|Quant)WorkE$", name)}
 
 
 def _kernel(mangled: str) -> Kernel:

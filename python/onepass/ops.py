@@ -251,7 +251,6 @@ _QUANTS = (
         bytes_per_element=8,
         bench="fake_quant",
         triton="onepass.kernels.fake_quant:fake_quant_fwd",
-        cpp=("CPU",),
         autograd="onepass.quant_autograd:fake_quant_fwd",
     ),
     Op(
@@ -266,7 +265,6 @@ _QUANTS = (
         bytes_per_element=8,
         bench="fake_quant",
         triton="onepass.kernels.fake_quant:fake_quant_bwd",
-        cpp=("CPU",),
     ),
 )
 
