@@ -3,8 +3,8 @@
 // Memory contract. Each element of x is read once, and the output and a bit of the mask are written; where
 // the grid is to be found, x is read twice, the second time from a cache where its group fits one.
 //
-// A turn's eight bits are a byte of the mask, which one thread writes: groups that begin within one are put by
-// a second launch, which knows all grids.
+// A turn's eight bits are a byte of the mask, which one thread writes: groups that begin within one are put
+// by a second launch, which knows all grids.
 //
 // Compiled without contraction of a * b + c: see rules/quant.h.
 #include "fake_quant.h"
@@ -14,7 +14,7 @@
 
 namespace onepass::cuda {
 
-// A turn, of which there are the first n elements. grid_at(i): that of element i; asked for in order.
+// A turn, of which there are the first n elements. grid_at(k): that of its element k; asked for in order.
 template <class S, class GridAt>
 __device__ __forceinline__ void put_turn(const FakeQuantWork& w, int64_t start, int n,
                                          const GridAt& grid_at) {
@@ -23,7 +23,7 @@ __device__ __forceinline__ void put_turn(const FakeQuantWork& w, int64_t start, 
   unsigned inside = 0;
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
-    const Grid grid = grid_at(start + k);
+    const Grid grid = grid_at(k);
     const float v = load(x.v[k]), lowest = w.call.levels.lowest(grid.zero_point);
     const float steps = steps_of(v, grid.inverse, lowest, w.call.levels.highest(grid.zero_point));
     store(y.v[k], steps * grid.scale);
@@ -38,9 +38,8 @@ __device__ __forceinline__ void put_turn(const FakeQuantWork& w, int64_t start, 
 template <class S>
 __device__ __forceinline__ void put(const FakeQuantWork& w, const Run& run, const Team& team,
                                     const Grid& grid) {
-  run.each_turn(team, [&](int64_t start, Lanes lanes) {
-    put_turn<S>(w, start, lanes.end, [&](int64_t) { return grid; });
-  });
+  run.each_turn(
+      team, [&](int64_t start, Lanes lanes) { put_turn<S>(w, start, lanes.end, [&](int) { return grid; }); });
 }
 
 // A team for each group: finds its grid, and puts its elements there where its bytes of the mask are its own.
@@ -72,8 +71,7 @@ __global__ void __launch_bounds__(kQuantThreads) put_all(const __grid_constant__
   const int64_t start = whole_grid().thread * kGroup, left = w.call.groups.numel() - start;
   if (left <= 0) return;
   Grids grids(w.call, start);
-  put_turn<S>(w, start, left < kGroup ? static_cast<int>(left) : kGroup,
-              [&](int64_t i) { return grids.of(i); });
+  put_turn<S>(w, start, left < kGroup ? static_cast<int>(left) : kGroup, [&](int k) { return grids.of(k); });
 }
 
 // --- launches ---------------------------------------------------------------------------------------------

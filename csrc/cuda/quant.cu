@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kQuantThreads) dequantize_groups(const __grid_
   Group<S> x;
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
-    const Grid& grid = grids.of(start + k);
+    const Grid& grid = grids.of(k);
     const int whole = w.call.is_signed ? static_cast<int8_t>(q.v[k]) : q.v[k];
     store(x.v[k], static_cast<float>(whole - grid.zero_point) * grid.scale);
   }

@@ -118,36 +118,36 @@ __device__ __forceinline__ Grid made_grid(const QuantCall& call, const Levels& l
   return Grid::given(grid.scale, grid.zero_point);  // the inverse of NaN, too: nothing is inside then
 }
 
-// The grids of elements one after the other, from `at` on, which have been found or given.
+// The grids of a turn's elements, which have been found or given.
 class Grids {
  public:
-  __device__ __forceinline__ Grids(const QuantCall& call, int64_t at) : call_(call) {
+  __device__ __forceinline__ Grids(const QuantCall& call, int64_t start) : call_(call), start_(start) {
     const Groups& groups = call.groups;
-    const int64_t column = at % groups.columns, of_row = groups.of_row();
-    const int64_t in_row = of_row == 1 ? 0 : column / groups.size;
-    group_ = at / groups.columns * of_row + in_row;
-    row_end_ = at - column + groups.columns;
-    end_ = end_of_group(at - column + in_row * groups.size);
-    grid_ = given_grid(call, group_);
+    const int64_t row = start / groups.columns, begin = row * groups.columns, of_row = groups.of_row();
+    const int64_t in_row = of_row == 1 ? 0 : (start - begin) / groups.size;
+    row_end_ = begin + groups.columns;
+    take(row * of_row + in_row, begin + in_row * groups.size);
   }
-  // That of element i: the one before this was asked for, or i is where they begin. Beyond the last, its
-  // grid.
-  __device__ __forceinline__ const Grid& of(int64_t i) {
-    if (i == end_ && i < call_.groups.numel()) {
+  // That of element k; asked for in order. Beyond the last element, the last grid.
+  __device__ __forceinline__ const Grid& of(int k) {
+    if (k == until_ && end_ < call_.groups.numel()) {
       if (end_ == row_end_) row_end_ += call_.groups.columns;
-      end_ = end_of_group(end_);
-      grid_ = given_grid(call_, ++group_);
+      take(group_ + 1, end_);
     }
     return grid_;
   }
 
  private:
-  __device__ __forceinline__ int64_t end_of_group(int64_t begin) const {
-    return row_end_ - begin < call_.groups.size ? row_end_ : begin + call_.groups.size;
+  __device__ __forceinline__ void take(int64_t group, int64_t begin) {
+    group_ = group;
+    end_ = row_end_ - begin < call_.groups.size ? row_end_ : begin + call_.groups.size;
+    until_ = end_ - start_ < kGroup ? static_cast<int>(end_ - start_) : kGroup;
+    grid_ = given_grid(call_, group);
   }
 
   const QuantCall& call_;
-  int64_t group_, end_, row_end_;
+  int64_t start_, group_, end_, row_end_;
+  int until_;  // which element of the turn is the first of the next group
   Grid grid_;
 };
 
