@@ -3,26 +3,24 @@
 import argparse
 import gc
 import itertools
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-import onepass
-import torch
 from onepass import backends
 from onepass.testing.threads import threads as torch_threads
 
-from . import clock, machine, peers, venues
-from .clock import Laps, spread
-from .fake_quant_jobs import DIRECTIONS, NULL, OURS, SCALES, SHAPES, TORCH, Job
+from . import peers, venues
+from .clock import Laps
+from .fake_quant_jobs import DIRECTIONS, SCALES, SHAPES, Job
 from .fake_quant_rows import SCHEMA, Row
+from .measured import times, where
 from .optim import Progress
+from .peers import Contestant
+from .venues import Venue
 
 __all__ = ["Block", "add_arguments", "show", "sweep"]
 
-_BASELINES = {OURS: None, TORCH: OURS, NULL: TORCH}  # whom a contestant is compared with
 _WIDTH = 132  # columns where there is no terminal to ask
 
 
@@ -36,6 +34,7 @@ class Block:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     for name, known in (("--shape", SHAPES), ("--scale", SCALES), ("--direction", DIRECTIONS)):
         parser.add_argument(
             name, nargs="+", choices=list(known), default=list(known), help="default: all of them"
@@ -44,55 +43,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     """Measures; yields a block as soon as it is done. `progress` opens a bar for a block."""
+    venue = venues.of(args.device)
     jobs = itertools.product(args.shape, args.scale, args.direction)
     for (shape, scale, direction), threads in itertools.product(jobs, args.threads):
         with torch_threads(threads):
-            yield _block(Job(shape, scale, direction), args, threads, progress)
+            yield _block(Job(shape, scale, direction, venue.device), args, threads, venue, progress)
 
 
-def _block(job: Job, args: argparse.Namespace, threads: int, progress: Progress) -> Block:
-    title = f"{job.title} · {threads} thread{'s' if threads > 1 else ''}"
+def _block(job: Job, args: argparse.Namespace, threads: int, venue: Venue, progress: Progress) -> Block:
+    title = f"{job.title} · {venue.place(threads)}"
     gc.collect()  # what the job before has left
-    fitting, notes = peers.fit(dict.fromkeys(_BASELINES, job.needs()), machine.free_memory())
-    if len(fitting) < len(_BASELINES):
+    everybody = job.baselines()
+    fitting, notes = peers.fit(dict.fromkeys(everybody, job.needs()), venue.free_memory())
+    if len(fitting) < len(everybody):
         return Block(title, [], notes)
-    steps = {name: job.build(name) for name in fitting}
+    field = {name: job.contestant(name) for name in fitting}
     with progress(title) as tick:
-        laps = clock.race(steps, rounds=args.rounds, seconds=args.seconds, tick=tick)
-    return Block(title, list(_rows(job, laps, threads)))
+        laps = venue.race(field, args.rounds, args.seconds, tick)
+    return Block(title, list(_rows(job, venue, field, laps, threads)))
 
 
-def _rows(job: Job, laps: dict[str, Laps], threads: int) -> Iterator[Row]:
-    venue, by = venues.of("cpu"), clock.headline(threads)
+def _rows(
+    job: Job, venue: Venue, field: dict[str, Contestant], laps: dict[str, Laps], threads: int
+) -> Iterator[Row]:
+    shared, by = where(venue, threads), venue.headline(threads)
     for name, lap in laps.items():
-        base, ms = _BASELINES[name], spread(1e3 * lap.by(by))
-        ratio = None if base is None else clock.ratio(lap, laps[base], by)
+        base = job.baselines()[name]
+        measured = times(lap.by(by), None if base is None else laps[base].by(by))
         yield Row(
+            **shared,
+            **measured,
             schema=SCHEMA,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
             area="fake_quant",
-            device=venue.model(),
-            isa=venue.isa(),
-            backend=backends.backend_of("cpu"),
-            threads=threads,
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-            onepass=onepass.__version__,
-            commit=machine.commit(),
+            backend=field[name].backend or backends.backend_of(venue.device),
             shape=job.shape,
             scale=job.scale,
             direction=job.direction,
             contestant=name,
             baseline=base,
-            clock=by,
-            rounds=len(lap.wall),
-            ms=ms.median,
-            ms_p25=ms.p25,
-            ms_p75=ms.p75,
-            ratio=ratio.median if ratio else None,
-            ratio_p25=ratio.p25 if ratio else None,
-            ratio_p75=ratio.p75 if ratio else None,
-            gb_per_s=job.bytes() / ms.median / 1e6,
+            gb_per_s=job.bytes() / measured["ms"] / 1e6,
         )
 
 

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from onepass.ops import BY_NAME
+
+from . import peers
+from .peers import Contestant
 
 Step = Callable[[], object]
 
@@ -20,6 +24,7 @@ class Job:
     shape: str
     scale: str
     direction: str
+    device: str = "cpu"
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -43,13 +48,27 @@ class Job:
         m, n = self.sizes
         return 24 * m * n
 
+    # --- who takes part -----------------------------------------------------------------------------------
+    def baselines(self) -> dict[str, str | None]:
+        """Everybody, and whom each is compared with."""
+        others = {f"{OURS}-{backend}": OURS for backend in self._backends()[1:]}
+        return {OURS: None, **others, TORCH: OURS, NULL: TORCH}
+
+    def _backends(self) -> list[str]:
+        return peers.serving(BY_NAME["fake_quant_fwd"], self.device)
+
+    def contestant(self, name: str) -> Contestant:
+        ours, _, other = name.partition("-")
+        served = (other or self._backends()[0]) if ours == OURS else None
+        return Contestant(name, self.build(name), None, None, backend=served)
+
     def build(self, name: str) -> Step:
         m, n = self.sizes
         rng = torch.Generator().manual_seed(0)
-        x, grad = (torch.randn(m, n, generator=rng) for _ in range(2))
+        x, grad = (torch.randn(m, n, generator=rng).to(self.device) for _ in range(2))
         by_row = self.scale.endswith("row")
-        scale = torch.full((m, 1) if by_row else (), 0.02)
-        return self._onepass(x, grad, scale) if name == OURS else self._torch(x, grad, scale)
+        scale = torch.full((m, 1) if by_row else (), 0.02, device=self.device)
+        return self._onepass(x, grad, scale) if name.startswith(OURS) else self._torch(x, grad, scale)
 
     def _onepass(self, x: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor) -> Step:
         forward, backward = torch.ops.onepass.fake_quant_fwd, torch.ops.onepass.fake_quant_bwd
@@ -70,11 +89,11 @@ class Job:
         if self.learned:
             forward = getattr(aten, f"_fake_quantize_learnable_{kind}_affine")
             backward = getattr(aten, f"_fake_quantize_learnable_{kind}_affine_backward")
-            given = (x, scale.view(-1), torch.zeros(scale.numel()), *axis, *levels, 1.0)
+            given = (x, scale.view(-1), torch.zeros_like(scale).view(-1), *axis, *levels, 1.0)
             return lambda: (forward(*given), *(() if self.direction == "forward" else backward(grad, *given)))
         forward = getattr(aten, f"fake_quantize_{kind}_affine_cachemask")
         backward = getattr(aten, f"fake_quantize_{kind}_affine_cachemask_backward")
-        grid = (0.02, 0) if whole else (scale.view(-1), torch.zeros(len(scale), dtype=torch.int32))
+        grid = (0.02, 0) if whole else (scale.view(-1), torch.zeros_like(scale).view(-1).int())
 
         def step() -> object:
             output, mask = forward(x, *grid, *axis, *levels)

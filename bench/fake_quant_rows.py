@@ -14,9 +14,11 @@ class Row(JsonRow):
     schema: int = doc(f"version of this schema, now {SCHEMA}")
     time: str = doc("when the row was made, UTC, ISO 8601")
     area: str = doc('the sweep: "fake_quant"')
-    device: str = doc("model name of the processor")
-    isa: str | None = doc("instruction set of onepass's compiled kernels; null where not built")
-    backend: str = doc("what serves onepass: cpp or reference")
+    device: str = doc("model name of the processor or the GPU")
+    isa: str | None = doc(
+        "instruction set of onepass's compiled kernels, or sm_ of the GPU; null where not built"
+    )
+    backend: str = doc("what serves onepass: cpp, triton or reference")
     threads: int = doc("torch.get_num_threads() during the run")
     python: str = doc("version of Python")
     torch: str = doc("version of torch")
@@ -27,9 +29,11 @@ class Row(JsonRow):
     shape: str = doc("rows x columns, float32")
     scale: str = doc("tensor (one for all), row (one each); learned: with its gradient, where both ways are")
     direction: str = doc("forward, or both: backward behind it")
-    contestant: str = doc("onepass; torch: the ops that its autograd calls; null (torch again)")
+    contestant: str = doc(
+        "onepass, onepass-triton by another backend; torch: what its autograd calls; null (torch again)"
+    )
     baseline: str | None = doc("whom `ratio` compares with: onepass, for null torch; null where none")
-    clock: str = doc("of ms and ratio: thread_cpu with one thread, wall with more")
+    clock: str = doc("of ms and ratio: thread_cpu with one thread, wall with more, cuda_event on a GPU")
     rounds: int = doc("interleaved rounds that were timed")
     ms: float = doc("milliseconds by `clock`: median of the rounds")
     ms_p25: float = doc("its 25th percentile")

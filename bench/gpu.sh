@@ -2,7 +2,8 @@
 # Builds, tests and measures onepass on a machine with an NVIDIA GPU:  bench/gpu.sh OUTDIR
 #
 # Needs nvcc and a python3 with torch, triton, setuptools, pybind11, ninja, pytest, hypothesis and rich; no network.
-# Measured are optimizers, batch normalization and linear layers in 8 bits, the most important of each first.
+# Measured are optimizers, batch normalization, linear layers in 8 bits and fake quantization, the most important of
+# each first.
 # OUTDIR gets six logs, rows.jsonl (see bench/README.md) and summary.txt, a line per stage as it ends:
 #   ok, FAILED (exit code), CUT (ran past its limit) or LEFT OUT (why). Exit code: 0 if every line is ok, else 1.
 #
@@ -159,6 +160,7 @@ for layout in nhwc nchw; do
     norm "$layout-float32" 30 "$layout" float32 --shape "${layers[@]:1}"
 done
 int8 shapes 30 --op int8_linear --weight 768x768 11008x4096 --peers _int_mm
+area=fake_quant bench fake-quant 25 --seconds 0.4 --shape 4096x4096
 area=amp bench amp-resnet50 40 --seconds 3 --workload resnet50
 bench optimizers 60 --seconds 2 --workload resnet50 --optimizer adam sgd sgd-momentum rmsprop adagrad lion
 for workload in resnet50 1B gpt2 llama; do

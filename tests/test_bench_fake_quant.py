@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from onepass.bench import fake_quant_jobs, fake_quant_plot, fake_quant_rows, main
+from onepass import backends
+from onepass.bench import (
+    cli,
+    fake_quant,
+    fake_quant_jobs,
+    fake_quant_plot,
+    fake_quant_rows,
+    main,
+    peers,
+    venues,
+)
 from onepass.bench.fake_quant_jobs import DIRECTIONS, NULL, OURS, SCALES, TORCH, Job
+from test_bench_gpu import FakeGpu, Here, no_bar
 
 SHORT = ["--rounds", "3", "--seconds", "0.01"]
 
@@ -64,6 +75,40 @@ def test_both_compute_the_same(scale: str):
     _, dx, dscale, _ = want
     assert torch.equal(got[0], dx)
     torch.testing.assert_close(got[1].view(-1), dscale.view(-1), rtol=1e-3, atol=1e-3 * dscale.abs().max())
+
+
+def test_rows_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """A made-up one, on which every step takes longer than the one before it; each backend that has kernels
+    runs in its turns only."""
+    before, gpu, marks, seen = backends.backend_of("cpu"), FakeGpu(), iter(range(10**6)), []
+    gpu.mark = lambda: 1e-5 * sum(range(next(marks)))
+    monkeypatch.setattr(venues, "of", lambda device: Here(device="cpu", gpu=gpu))
+    monkeypatch.setattr(peers, "serving", lambda op, device: [before, "reference"])
+    onepass = Job._onepass
+
+    def spying(self: Job, *given: torch.Tensor) -> fake_quant_jobs.Step:
+        step = onepass(self, *given)
+        return lambda: (seen.append(backends.backend_of("cpu")), step())
+
+    monkeypatch.setattr(Job, "_onepass", spying)
+    asked = [
+        "fake_quant",
+        "--device",
+        "cuda",
+        "--shape",
+        "512x768",
+        "--scale",
+        "learned row",
+        "--rounds",
+        "3",
+    ]
+    forward, both = fake_quant.sweep(cli.parser().parse_args(asked), no_bar)
+    for block in (forward, both):
+        assert [row.contestant for row in block.rows] == [OURS, f"{OURS}-reference", TORCH, NULL]
+        assert [row.backend for row in block.rows[:2]] == [before, "reference"]
+        assert {(row.clock, row.device, row.isa) for row in block.rows} == {("cuda_event", "A GPU", "sm_90")}
+        assert [row.baseline for row in block.rows] == [None, OURS, OURS, TORCH]
+    assert set(seen) == {before, "reference"} and backends.backend_of("cpu") == before
 
 
 def test_without_memory_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
