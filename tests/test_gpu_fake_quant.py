@@ -30,7 +30,7 @@ def _x(*shape: int, seed: int = 0) -> Tensor:
 
 def _bits_of(t: Tensor) -> Tensor:
     """Of NaN there is one only."""
-    return torch.where(t.isnan(), torch.nan, t).cpu().contiguous().view(torch.uint8)
+    return torch.where(t.isnan(), torch.nan, t).cpu().reshape(-1).view(torch.uint8)
 
 
 @each_variant
