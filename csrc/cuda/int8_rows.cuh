@@ -22,26 +22,22 @@ template <int kRows, bool kZeros>
 struct LaneSums {
   int of_x[kRows][kWarpOutputs] = {}, of_weight[kWarpOutputs] = {};
 
-  // k ... k + 15. Rows that are not there are those of the last one: their sums go nowhere.
+  // k ... k + 15
   __device__ __forceinline__ void add(const Rows8& x, const Rows8& weight, int k, uint32_t turn,
                                       bool aligned) {
     uint4 w[kWarpOutputs];
 #pragma unroll
-    for (int o = 0; o < kWarpOutputs; ++o) w[o] = piece(weight, o, k, aligned);
+    for (int o = 0; o < kWarpOutputs; ++o) w[o] = weight.nearest(o, k, aligned);
 #pragma unroll
     for (int o = 0; o < kWarpOutputs && kZeros; ++o)
       of_weight[o] = dot(w[o], uint4{kOnes, kOnes, kOnes, kOnes}, of_weight[o]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      uint4 a = piece(x, r, k, aligned);
+      uint4 a = x.nearest(r, k, aligned);
       if constexpr (kZeros) a = {a.x ^ turn, a.y ^ turn, a.z ^ turn, a.w ^ turn};
 #pragma unroll
       for (int o = 0; o < kWarpOutputs; ++o) of_x[r][o] = dot(a, w[o], of_x[r][o]);
     }
-  }
-  static __device__ __forceinline__ uint4 piece(const Rows8& from, int row, int k, bool aligned) {
-    row = row < from.rows ? row : from.rows - 1;
-    return aligned ? __ldg(reinterpret_cast<const uint4*>(from.at(row, k))) : from.gather(row, k);
   }
 };
 

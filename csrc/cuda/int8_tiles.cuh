@@ -1,17 +1,13 @@
 // Tiles of the 8-bit matrix product, on CUDA: a block each, by tensor cores.
 //
 // Memory contract. A block reads its rows of x and of the weight once, 128 k at a stage, and writes its tile
-// of y once. Stages are fetched ahead by cp.async, 16 bytes a thread, past L1; where rows do not consist of
-// 16-byte pieces, byte by byte. Tiles of the same outputs lie side by side in the grid, so that these rows of
-// the weight are read from memory once and from the L2 cache then.
+// of y once. Stages are fetched ahead as int8_stage.cuh says. Tiles of the same outputs lie side by side in
+// the grid, so that these rows of the weight are read from memory once and from the L2 cache then.
 //
-// A row of a stage is 128 bytes: eight pieces, of which piece p of row r lies at place p ^ (r % 8). So the
-// eight rows that one ldmatrix reads a piece of lie in different banks.
+// A row of a stage is 128 bytes: the eight rows that one ldmatrix reads a piece of lie in different banks.
 #pragma once
-#include <cuda_pipeline_primitives.h>
-
 #include "int8_finish.cuh"
-#include "int8_pieces.cuh"
+#include "int8_stage.cuh"
 #include "mma.cuh"
 
 namespace onepass::cuda {
@@ -38,31 +34,6 @@ struct Tiling {
 using LargeTiling = Tiling<Int8Cut::kLarge, 2, 4, 1, 3, 2>;
 using MiddleTiling = Tiling<Int8Cut::kMiddle, 2, 2, 1, 3, 4>;
 using SmallTiling = Tiling<Int8Cut::kSmall, 1, 1, 4, 4, 6>;
-
-// --- stages -----------------------------------------------------------------------------------------------
-__device__ __forceinline__ uint8_t* piece_at(uint8_t* rows, int row, int piece) {
-  return rows + row * kStageDepth + (piece ^ row % kPieces) * kPiece;
-}
-
-// k ... k + 127 of kRows rows, by all threads of a block.
-template <int kRows, int kThreads>
-__device__ __forceinline__ void fetch(uint8_t* to, const Rows8& from, int k, bool aligned) {
-  const int p = static_cast<int>(threadIdx.x) % kPieces, first = static_cast<int>(threadIdx.x) / kPieces;
-  k += p * kPiece;
-  if (aligned) {
-#pragma unroll
-    for (int r = first; r < first + kRows; r += kThreads / kPieces) {
-      if (from.has(r, k))
-        __pipeline_memcpy_async(piece_at(to, r, p), from.at(r, k), kPiece);
-      else
-        *reinterpret_cast<uint4*>(piece_at(to, r, p)) = uint4{0, 0, 0, 0};
-    }
-  } else {
-#pragma unroll 1
-    for (int r = first; r < kRows; r += kThreads / kPieces)
-      *reinterpret_cast<uint4*>(piece_at(to, r, p)) = from.gather(r, k);
-  }
-}
 
 // --- a warp's part of a tile ------------------------------------------------------------------------------
 template <class T, bool kZeros>
@@ -160,8 +131,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) int8_tiles(const _
   const auto begin = [&](int stage) {
     uint8_t* const to = stages + stage % T::kStages * T::kStageBytes;
     if (stage < count) {
-      fetch<T::kM, T::kThreads>(to, x, stage * kStageDepth, w.aligned);
-      fetch<T::kN, T::kThreads>(to + T::kM * kStageDepth, weight, stage * kStageDepth, w.aligned);
+      fetch<T::kM, kPieces, T::kThreads>(to, x, stage * kStageDepth, w.aligned);
+      fetch<T::kN, kPieces, T::kThreads>(to + T::kM * kStageDepth, weight, stage * kStageDepth, w.aligned);
     }
     __pipeline_commit();
   };
