@@ -134,6 +134,33 @@ def test_fragments_are_those_of_the_ptx_tables(module, order):
     assert np.array_equal(np.reshape(d, (32, 4)), want)
 
 
+# float16 and bfloat16 of whole numbers up to 8, by their bits.
+_HALVES = {
+    False: lambda x: x.astype(np.float16).view(np.uint16),
+    True: lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("bfloat", (False, True), ids=("float16", "bfloat16"))
+def test_fragments_of_halves_are_those_of_the_ptx_tables(module, order, bfloat):
+    """Element i of a lane's fragment, for each i, as PTX has it for m16n8k16: exact sums of whole numbers."""
+    random = np.random.default_rng(0)
+    a, b, c = (random.integers(-8, 9, shape) for shape in ((16, 16), (16, 8), (16, 8)))
+    of_a, of_b, of_c, want = (np.zeros((32, n)) for n in (8, 4, 4, 4))
+    for lane in range(32):
+        group, place = lane >> 2, lane & 3
+        for i in range(8):
+            row = group if i < 2 or 4 <= i < 6 else group + 8
+            of_a[lane, i] = a[row, place * 2 + (i & 1) + (0 if i < 4 else 8)]
+        for i in range(4):
+            of_b[lane, i] = b[place * 2 + (i & 1) + (0 if i < 2 else 8), group]
+            at = group if i < 2 else group + 8, place * 2 + (i & 1)
+            of_c[lane, i], want[lane, i] = c[at], (a @ b + c)[at]
+    left, right = (_HALVES[bfloat](t).view(np.uint32).ravel().tolist() for t in (of_a, of_b))
+    d = module.mma_halves(left, right, of_c.ravel().tolist(), bfloat)
+    assert np.array_equal(np.reshape(d, (32, 4)), want)
+
+
 def test_ldmatrix(module, order):
     """Thread T is given, of each matrix of eight rows of eight 16-bit elements, 2 * (T % 4) and the next one
     of row T / 4."""
@@ -154,6 +181,12 @@ def test_dp4a(module):
         a, b = random.integers(-128, 128, (2, 4)).astype(np.int8)
         words = [int(x.view(np.int32)[0]) for x in (a, b)]
         assert module.dp4a(*words, 7) == int(a.astype(int) @ b.astype(int)) + 7
+
+
+def test_byte_perm(module):
+    assert module.byte_perm(0x33221100, 0x77665544, 0x3210) == 0x33221100
+    assert module.byte_perm(0x33221100, 0x77665544, 0x7065) == 0x77006655
+    assert module.byte_perm(0x33221100, 0x77665544, 0xB4C1) == 0x33444411  # the highest bit is no part of it
 
 
 def test_half_conversions(module):

@@ -100,6 +100,27 @@ static std::vector<int> mma_registers(const std::vector<unsigned>& a, const std:
   return host_copy(d, 32 * 4);
 }
 
+// Of halves: registers as they are, lane by lane, and c and d in float.
+template <class S>
+__global__ void mma_halves_kernel(float* d, const unsigned* a, const unsigned* b, const float* c) {
+  const int lane = threadIdx.x;
+  const unsigned ra[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+  const unsigned rb[2] = {b[2 * lane], b[2 * lane + 1]};
+  const float rc[4] = {c[4 * lane], c[4 * lane + 1], c[4 * lane + 2], c[4 * lane + 3]};
+  float rd[4];
+  emulator::mma_m16n8k16<S>(rd, ra, rb, rc);
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = rd[i];
+}
+static std::vector<float> mma_halves(const std::vector<unsigned>& a, const std::vector<unsigned>& b,
+                                     const std::vector<float>& c, bool bfloat) {
+  float* d = device_copy(std::vector<float>(32 * 4));
+  if (bfloat)
+    mma_halves_kernel<__nv_bfloat16><<<1, 32>>>(d, device_copy(a), device_copy(b), device_copy(c));
+  else
+    mma_halves_kernel<__half><<<1, 32>>>(d, device_copy(a), device_copy(b), device_copy(c));
+  return host_copy(d, 32 * 4);
+}
+
 // rows: where in memory, in bytes, the row begins that a lane names.
 __global__ void ldmatrix_kernel(unsigned* out, const uint8_t* memory, const int* rows) {
   unsigned registers[4];
@@ -188,8 +209,10 @@ PYBIND11_MODULE(MODULE_NAME, m) {
   m.def("block_votes", &block_votes);
   m.def("mma", &mma);
   m.def("mma_registers", &mma_registers);
+  m.def("mma_halves", &mma_halves);
   m.def("ldmatrix", &ldmatrix);
   m.def("dp4a", [](int a, int b, int c) { return __dp4a(a, b, c); });
+  m.def("byte_perm", &__byte_perm);
   m.def("convert", &convert);
   m.def("atomics", &atomics);
   m.def("large", &large);

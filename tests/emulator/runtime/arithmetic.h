@@ -62,6 +62,14 @@ inline unsigned __float_as_uint(float x) { return emulator_bits<unsigned>(x); }
 inline double __longlong_as_double(long long x) { return emulator_bits<double>(x); }
 inline long long __double_as_longlong(double x) { return emulator_bits<long long>(x); }
 
+// Each half byte of s names one of the eight bytes of y and x, counted from x's lowest.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+  const uint64_t both = uint64_t{y} << 32 | x;
+  unsigned bytes = 0;
+  for (int i = 0; i < 4; ++i) bytes |= static_cast<unsigned>(both >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
+  return bytes;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }

@@ -123,6 +123,38 @@ inline void mma_m16n8k32_s8(int (&d)[4], const unsigned (&a)[4], const unsigned 
   }
 }
 
+// S: __half or __nv_bfloat16.
+template <class S>
+float half_of(uint32_t word, int i) {
+  const auto bits = static_cast<uint16_t>(word >> 16 * i);
+  S x;
+  memcpy(&x, &bits, sizeof x);
+  return static_cast<float>(x);
+}
+
+// The same of m16n8k16 with .f16 or .bf16 and .f32: two numbers a register, the first in its lower half.
+//   A (16 x 16): a0 row g, columns 2t and 2t + 1; a1 row g + 8; a2, a3 the same rows, columns 8 further
+//   B (16 x 8):  b0 rows 2t and 2t + 1 of column g; b1 8 rows further
+//   C, D (16 x 8): c0, c1 row g, columns 2t and 2t + 1; c2, c3 row g + 8
+// Products are exact, and added up in the order of k. A GPU adds several at a time, and cuts sums off.
+template <class S>
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const float (&c)[4],
+                  EMULATOR_WHERE) {
+  const MmaOperands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto all = gather("mma.m16n8k16", 0xffffffffu, mine, where);
+  const int g = here.lane / 4, t = here.lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = 2 * t + i % 2;
+    float sum = c[i];
+    for (int k = 0; k < 16; ++k) {
+      const int half = k / 8, pair = k % 8 / 2, which = k % 2;
+      sum += half_of<S>(all.lane[g * 4 + pair].a[lower + 2 * half], which) *
+             half_of<S>(all.lane[column * 4 + pair].b[half], which);
+    }
+    d[i] = sum;
+  }
+}
+
 // PTX's ldmatrix.sync.aligned.m8n8.x4.shared.b16: lane 8 * j + i names row i, of 16 bytes, of matrix j; each
 // lane is given four bytes of each matrix: of row lane / 4, from 4 * (lane % 4) on.
 inline void ldmatrix_x4(uint32_t (&to)[4], const void* row, EMULATOR_WHERE) {
