@@ -20,13 +20,13 @@ from onepass.testing.verify import result_names
 from torch import Tensor
 
 SOURCES = (
-    *(f"csrc/cuda/{name}" for name in ("quant.cu", "quant_launch.cpp", "int8.cu", "int8_launch.cpp")),
+    *(f"csrc/cuda/{name}.cu" for name in ("quant", "int8", "int8_weight")),
+    *(f"csrc/cuda/{name}_launch.cpp" for name in ("quant", "int8")),
     "tests/emulator/int8_bind.cpp",
 )
-QUANTIZE, DEQUANTIZE, MM, LINEAR = (
-    BY_NAME[name] for name in ("quantize", "dequantize", "int8_mm", "int8_linear")
+QUANTIZE, DEQUANTIZE, MM, LINEAR, WEIGHT_ONLY = OPS = tuple(
+    BY_NAME[name] for name in ("quantize", "dequantize", "int8_mm", "int8_linear", "int8_weight_only_mm")
 )
-OPS = (QUANTIZE, DEQUANTIZE, MM, LINEAR)
 CUTS = ("rows", "small", "middle", "large")  # csrc/cuda/int8.h
 MANY = 1 << 20  # multiprocessors: none is given a tile that is not of the smallest
 
@@ -106,11 +106,25 @@ def _product(module: Any, call: dict[str, Any], out: dict[str, Any]) -> None:
     )
 
 
+def _weight_only(module: Any, call: dict[str, Any], out: dict[str, Any]) -> None:
+    weight, input = plain(call["weight"]), call["input"].contiguous()
+    n, (k,) = weight.shape[0], input.shape[-1:]
+    module.int8_weight_only_mm(
+        array(input.reshape(input.shape[:-1].numel(), k)),
+        array(weight),
+        _vector(call["weight_scale"], n),
+        _vector(call["bias"], n),
+        call["act"],
+        array(out["output"]),
+    )
+
+
 RUN: dict[str, Callable[[Any, dict[str, Any], dict[str, Any]], None]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "int8_mm": _product,
     "int8_linear": _product,
+    "int8_weight_only_mm": _weight_only,
 }
 
 

@@ -1,5 +1,5 @@
-// What the CUDA kernels of the 8-bit matrix product are given, and what starts them. Plain data and plain
-// C++.
+// What the CUDA kernels of the 8-bit matrix product are given, of whole numbers and of real ones by 8-bit
+// weights, and what starts them. Plain data and plain C++.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -7,7 +7,7 @@
 
 namespace onepass::cuda {
 
-// How a product is cut up. The sums are the same whatever the cut.
+// How a product is cut up. Sums of whole numbers are the same whatever the cut.
 enum class Int8Cut {
   kRows,    // up to eight rows of x: a warp takes some outputs of all of them, without tensor cores
   kSmall,   // tiles of 16 x 32, whose four warps share out k
@@ -23,8 +23,9 @@ struct Int8Work {
   bool wide;     // rows of y, scales and biases of outputs, of eight of them at 16-byte boundaries
 };
 
-// One launch.
+// One launch each. int8_weight: of real x, which stays so.
 void start_int8(const Int8Work& work, Int8Cut cut, cudaStream_t stream);
+void start_int8_weight(const Int8Work& work, Int8Cut cut, cudaStream_t stream);
 
 // Outputs a block: of how many rows of x, and how many of each.
 struct Int8Tile {

@@ -65,4 +65,10 @@ void int8_mm(const Int8Call& call, Queue queue) {
   ok(cudaGetLastError(), "int8_mm");
 }
 
+void int8_weight_only_mm(const Int8Call& call, Queue queue) {
+  if (call.m == 0 || call.shape.n == 0) return;
+  start_int8_weight(work_of(call), int8_cut(call, Device(queue.device).multiprocessors), queue.stream);
+  ok(cudaGetLastError(), "int8_weight_only_mm");
+}
+
 }  // namespace onepass::cuda

@@ -14,4 +14,6 @@ Int8Cut int8_cut(const Int8Call& call, int64_t multiprocessors);
 
 void int8_mm(const Int8Call& call, Queue queue);
 
+void int8_weight_only_mm(const Int8Call& call, Queue queue);  // one launch, though x is real
+
 }  // namespace onepass::cuda

@@ -35,8 +35,9 @@ struct RowsOf {
     return piece;
   }
   // Past the last row that one again: what comes of it goes nowhere.
+  __device__ __forceinline__ int there(int row) const { return row < rows ? row : rows - 1; }
   __device__ __forceinline__ uint4 nearest(int row, int k, bool aligned) const {
-    row = row < rows ? row : rows - 1;
+    row = there(row);
     return aligned ? __ldg(reinterpret_cast<const uint4*>(at(row, k))) : gather(row, k);
   }
 };

@@ -39,11 +39,10 @@ static Gate gate_of(const std::optional<std::string>& act) {
   return *act == "relu" ? Gate::kRelu : *act == "gelu" ? Gate::kGelu : Gate::kSilu;
 }
 
-// input: [m, k], whole or real; real ones are quantized.
-static void int8_mm(const py::array& input, const py::array& weight, const MaybeArray& input_scale,
-                    const MaybeArray& weight_scale, const MaybeArray& input_zero_point,
-                    const MaybeArray& bias, const std::optional<std::string>& act, const py::array& results,
-                    bool symmetric, int32_t bits) {
+// What every product has. input: [m, k], whole or real.
+static Int8Call call_of(const py::array& input, const py::array& weight, const MaybeArray& weight_scale,
+                        const MaybeArray& bias, const std::optional<std::string>& act,
+                        const py::array& results) {
   Int8Call call;
   call.m = input.shape(0);
   call.shape = {weight.shape(0), weight.shape(1)};
@@ -52,19 +51,36 @@ static void int8_mm(const py::array& input, const py::array& weight, const Maybe
   call.x_is_real = input.itemsize() > 1;
   call.x_is_signed = py::isinstance<py::array_t<int8_t>>(input);
   call.x_dtype = dtype_of(input);
-  call.symmetric = symmetric;
-  call.bits = bits;
-  call.x_scale = data_of<float>(input_scale);
-  call.x_zero = data_of<int32_t>(input_zero_point);
   call.w_scale = data_of<float>(weight_scale);
   call.bias = data_of<float>(bias);
   call.gate = gate_of(act);
   call.y = data_of(results);
   call.y_dtype = dtype_of(results);
+  return call;
+}
+
+// Real input is quantized.
+static void int8_mm(const py::array& input, const py::array& weight, const MaybeArray& input_scale,
+                    const MaybeArray& weight_scale, const MaybeArray& input_zero_point,
+                    const MaybeArray& bias, const std::optional<std::string>& act, const py::array& results,
+                    bool symmetric, int32_t bits) {
+  Int8Call call = call_of(input, weight, weight_scale, bias, act, results);
+  call.symmetric = symmetric;
+  call.bits = bits;
+  call.x_scale = data_of<float>(input_scale);
+  call.x_zero = data_of<int32_t>(input_zero_point);
   call.raw = py::isinstance<py::array_t<int32_t>>(results);
   Scratch scratch(cuda::int8_scratch(call));
   call.scratch = scratch.data();
   cuda::int8_mm(call, kQueue);
+  wait_for_stream();
+}
+
+// Real input stays as it is.
+static void int8_weight_only_mm(const py::array& input, const py::array& weight,
+                                const py::array& weight_scale, const MaybeArray& bias,
+                                const std::optional<std::string>& act, const py::array& results) {
+  cuda::int8_weight_only_mm(call_of(input, weight, weight_scale, bias, act, results), kQueue);
   wait_for_stream();
 }
 
@@ -79,5 +95,6 @@ PYBIND11_MODULE(MODULE_NAME, m) {
   m.def("quantize", &quantize);
   m.def("dequantize", &dequantize);
   m.def("int8_mm", &int8_mm);
+  m.def("int8_weight_only_mm", &int8_weight_only_mm);
   m.def("cut", &cut_of);
 }
