@@ -51,12 +51,12 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/fake_quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
 HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
-HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "int8_weight", "int8_backward")]
+HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "int8_backward")]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "int8_launch", "int8_weight_launch")]
 HOST += [f"csrc/cpu/{name}_launch.cpp" for name in ("int8_backward", "quant", "fake_quant")]
 HOST += ["csrc/cpu/isa.cpp"]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
-EVERYWHERE = [f"csrc/bind_{name}.cpp" for name in ("norm", "quant", "fake_quant", "int8")]
+EVERYWHERE = [f"csrc/bind_{name}.cpp" for name in ("norm", "quant", "fake_quant", "int8", "int8_weight")]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
 CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]
@@ -64,7 +64,7 @@ CUDA += ["csrc/cuda/grads.cu", "csrc/cuda/amp.cu", "csrc/cuda/launch.cpp", "csrc
 CUDA += [f"csrc/cuda/norm_{name}.cu" for name in ("f32", "f64", "bf16", "f16")]
 CUDA += ["csrc/cuda/norm_launch.cpp", "csrc/norm_cuda.cpp"]
 CUDA += [f"csrc/cuda/{name}" for name in ("quant.cu", "quant_launch.cpp", "int8.cu", "int8_launch.cpp")]
-CUDA += ["csrc/quant_cuda.cpp", "csrc/int8_cuda.cpp"]
+CUDA += ["csrc/cuda/int8_weight.cu", "csrc/quant_cuda.cpp", "csrc/int8_cuda.cpp"]
 CUDA += [f"csrc/cuda/fake_quant{name}" for name in (".cu", "_backward.cu", "_launch.cpp")]
 CUDA += ["csrc/fake_quant_cuda.cpp"]
 _UNFUSED = ("quant", "fake_quant", "fake_quant_backward")  # a * b + c: csrc/rules/quant.h

@@ -107,7 +107,8 @@ pytest=(python3 -m pytest -p no:cacheprovider --tb=short)
 # --- correct? -----------------------------------------------------------------------------------------------
 stage info 02-selftest.log 30 "$for_bench" "${onepass[@]}" info
 # The riskiest guess first: how numbers lie in the tensor core's registers, which nothing without a GPU can prove.
-stage mma-layout 02-selftest.log 40 "$for_bench" "${pytest[@]}" tests/test_gpu_int8.py -k unit_vectors
+stage mma-layout 02-selftest.log 40 "$for_bench" "${pytest[@]}" tests/test_gpu_int8.py \
+    tests/test_gpu_int8_weight.py -k unit_vectors
 stage selftest-cuda 02-selftest.log 150 "$for_bench" "${onepass[@]}" selftest --device cuda
 # What the selftest has just compared is left out here.
 stage gpu-tests 03-gpu-tests.log 150 "$for_bench" "${pytest[@]}" -m gpu --continue-on-collection-errors tests \

@@ -1,8 +1,7 @@
-// The dispatcher's way in to the product of real numbers and 8-bit weights, on the CPU. The schema is defined
-// in onepass/ops.py.
+// The dispatcher's way in to the product of real numbers and 8-bit weights, on the device that ONEPASS_KEY
+// names, as bind_int8.cpp has it. The schema is defined in onepass/ops.py.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/int8_weight_launch.h"
 #include "int8_call.h"
 
 namespace onepass {
@@ -21,8 +20,9 @@ static Tensor int8_weight_only_mm_op(Tensor input, Tensor weight, Tensor weight_
   return y;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) {
-  m.impl("int8_weight_only_mm", TORCH_BOX(&int8_weight_only_mm_op));
-}
+#define ONEPASS_LIBRARY_IMPL(key, m) \
+  STABLE_TORCH_LIBRARY_IMPL(onepass, key, m)  // puts in what key stands for
+
+ONEPASS_LIBRARY_IMPL(ONEPASS_KEY, m) { m.impl("int8_weight_only_mm", TORCH_BOX(&int8_weight_only_mm_op)); }
 
 }  // namespace onepass

@@ -15,4 +15,9 @@ void int8_mm(const Int8Call& call) {
   cuda::int8_mm(call, current.queue());
 }
 
+void int8_weight_only_mm(const Int8Call& call) {
+  const Current current(call.device);
+  cuda::int8_weight_only_mm(call, current.queue());
+}
+
 }  // namespace onepass

@@ -104,7 +104,7 @@ def test_a_picture_of_a_gpu(gpu: FakeGpu):
         (LINEAR, (), {"onepass": "reference"}),
         (LINEAR, ("triton",), {"onepass": "triton"}),
         (LINEAR, ("cpp", "triton"), {"onepass": "cpp", "onepass-triton": "triton"}),
-        (WEIGHT_ONLY, ("cpp", "triton"), {"onepass": "triton"}),  # the kernels in C++ are for the CPU
+        (WEIGHT_ONLY, ("cpp", "triton"), {"onepass": "cpp", "onepass-triton": "triton"}),
     ),
 )
 def test_every_backend_with_kernels_takes_part(op, served, ours, monkeypatch: pytest.MonkeyPatch):

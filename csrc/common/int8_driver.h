@@ -1,5 +1,6 @@
-// What runs the 8-bit matrix product on a device: csrc/cpu/int8_launch.cpp, or, in onepass._cuda,
-// csrc/int8_cuda.cpp. The ops of csrc/bind_int8.cpp call what they are linked with.
+// What runs the 8-bit matrix product on a device: csrc/cpu/int8_launch.cpp and int8_weight_launch.cpp, or, in
+// onepass._cuda, csrc/int8_cuda.cpp. The ops of csrc/bind_int8.cpp and bind_int8_weight.cpp call what they
+// are linked with.
 #pragma once
 #include "int8.h"
 
@@ -9,5 +10,7 @@ namespace onepass {
 int64_t int8_scratch(const Int8Call& call);
 
 void int8_mm(const Int8Call& call);
+
+void int8_weight_only_mm(const Int8Call& call);  // x is real, and stays so
 
 }  // namespace onepass

@@ -1,5 +1,5 @@
-#include "int8_weight_launch.h"
-
+// The product of real numbers and 8-bit weights on torch's threads: ../common/int8_driver.h. Same bits for
+// any number of them.
 #include <algorithm>
 #include <vector>
 

@@ -351,7 +351,6 @@ _INT8 = (
         "a linear layer with weights in 8 bits: the input stays as it is, sums in float32",
         4,
         "new_linear",
-        cpp=("CPU",),
     ),
     _int8(
         "int8_mm_bwd",
