@@ -138,7 +138,7 @@ bench() { # NAME LIMIT OPTIONS...
 norm() { # NAME LIMIT LAYOUT DTYPE OPTIONS...: the layers that are the largest, and one of many channels
     area=norm bench "norm-$1" "$2" --layout "$3" --dtype "$4" --peers torch --seconds 0.6 "${@:5}"
 }
-int8() { # NAME LIMIT OPTIONS...: 1, 16, 256 and 4096 rows by each weight; the four are meant to take a minute
+int8() { # NAME LIMIT OPTIONS...: 1, 16, 256 and 4096 rows by each weight; the five are meant to take 80 s
     area=int8 bench "int8-$1" "$2" --seconds 0.4 "${@:3}"
 }
 layers=(64x112 256x56 512x28 2048x7)
@@ -150,6 +150,7 @@ for layout in nhwc nchw; do
 done
 int8 linear 40 --op int8_linear --weight 4096x4096
 int8 weight-only 30 --op int8_weight_only_mm --weight 4096x4096
+int8 gradients 30 --op int8_mm_bwd --weight 4096x4096
 norm compile 40 nhwc bfloat16 --shape 256x56 --peers torch torch.compile apex
 for workload in gpt2 tiny2000 llama; do
     bench "$workload-float32" 40 --seconds 4 --workload "$workload"

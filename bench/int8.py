@@ -74,9 +74,6 @@ def sweep(args: argparse.Namespace, progress: Progress) -> Iterator[Block]:
     for job, threads in itertools.product(_jobs(args, venue), args.threads):
         with torch_threads(threads):
             yield _block(job, args, threads, venue, progress)
-    for op in args.op:
-        if venue.on_gpu and op not in int8_gpu.PEERS:
-            yield Block(op, [], [f"{op} is left out: it has no kernel for {venue.device}"])
 
 
 def _jobs(args: argparse.Namespace, venue: Venue) -> Iterator[Job]:
@@ -84,8 +81,7 @@ def _jobs(args: argparse.Namespace, venue: Venue) -> Iterator[Job]:
     if not venue.on_gpu:
         yield from (Job(m, weight, op) for op, weight, m in itertools.product(args.op, args.weight, rows))
         return
-    ops = [op for op in args.op if op in int8_gpu.PEERS]
-    for op, dtype, weight, m in itertools.product(ops, args.dtype, args.weight, rows):
+    for op, dtype, weight, m in itertools.product(args.op, args.dtype, args.weight, rows):
         yield int8_gpu.Job(m, weight, op, dtype, venue.device)
 
 

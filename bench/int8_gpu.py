@@ -12,10 +12,14 @@ import torch
 from onepass.ops import BY_NAME
 
 from . import gpu_peers, int8_jobs, int8_packages, peers
-from .int8_jobs import BITSANDBYTES, INT_MM, LIMIT, NULL, OURS, TORCHAO, WEIGHT_ONLY, Race, Step
+from .int8_jobs import BITSANDBYTES, CHANCE, INT_MM, LIMIT, NULL, OURS, TORCHAO, WEIGHT_ONLY, Race, Step
 
 PRODUCT = "_int_mm"  # of numbers that are whole already, to sums that nobody scales
-PEERS = {"int8_linear": (PRODUCT, INT_MM, TORCHAO, BITSANDBYTES), "int8_weight_only_mm": (WEIGHT_ONLY,)}
+PEERS = {
+    "int8_linear": (PRODUCT, INT_MM, TORCHAO, BITSANDBYTES),
+    "int8_weight_only_mm": (WEIGHT_ONLY,),
+    "int8_mm_bwd": (),
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 ROWS = (1, 16, 256, 4096)
 
@@ -48,7 +52,7 @@ class Job(int8_jobs.Job):
 
     def has_limit(self) -> bool:
         """A copy is one where all weights are read, of one row; of products there is none."""
-        return self.m == 1
+        return self.m == 1 and self.op != "int8_mm_bwd"
 
     def named(self, peer: str) -> str:
         """A peer in this job."""
@@ -61,7 +65,8 @@ class Job(int8_jobs.Job):
     def race(self) -> Race:
         ours = self.named(OURS)
         names = [*self._always(), *map(self.named, PEERS[self.op])]
-        return Race((ours,), dict.fromkeys(names, ours), self.dtype)
+        by_chance = [self.named(CHANCE)] if self.op == "int8_mm_bwd" else []
+        return Race((ours, *by_chance), dict.fromkeys(names, ours), self.dtype)
 
     def names(self, asked: Sequence[str]) -> list[str]:
         return super().names([*self._always(), *map(self.named, asked)])
@@ -84,6 +89,9 @@ class Layer(int8_jobs.Layer):
     def build(self, name: str) -> Step:
         """The step of a contestant. RuntimeError: it cannot be had here."""
         what, dtype = kind(name), DTYPES[self.job.dtype]
+        if self.job.op == "int8_mm_bwd":
+            chance = {"seed": 0} if name.startswith(CHANCE) else {}
+            return self._gradients(dtype, **chance) if what.startswith(OURS) else self._float_gradients(dtype)
         if what.startswith(OURS):
             return self._onepass(dtype)
         builders: dict[str, Callable[[], Step]] = {

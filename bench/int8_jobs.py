@@ -163,9 +163,9 @@ class Layer:
         op = getattr(torch.ops.onepass, self.job.op).default
         return lambda: op(x, weight, self.scale, self.bias, **options)
 
-    def _gradients(self, **options: int) -> Step:
+    def _gradients(self, dtype: torch.dtype = torch.float32, **options: int) -> Step:
         x, x_scale, _ = torch.ops.onepass.quantize(self.x)
-        op, g = torch.ops.onepass.int8_mm_bwd.default, self._grad_output()
+        op, g = torch.ops.onepass.int8_mm_bwd.default, self._grad_output().to(dtype)
         return lambda: op(g, x, self.q, x_scale, self.scale, **options)
 
     def _float_gradients(self, dtype: torch.dtype) -> Step:
@@ -175,7 +175,8 @@ class Layer:
 
     def _grad_output(self) -> torch.Tensor:
         m, n, _ = self.job.sizes
-        return torch.randn(m, n, generator=torch.Generator().manual_seed(1))
+        rng = torch.Generator(self.device).manual_seed(1)
+        return torch.randn(m, n, generator=rng, device=self.device)
 
     def _limit(self) -> Step:
         """One row reads all weights and does little with them. Many rows multiply, as fast as a core can."""

@@ -27,7 +27,7 @@ from .quant import quantize
 Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def _plain(op: str, weight: Tensor) -> Tensor:
+def plain(op: str, weight: Tensor) -> Tensor:
     if weight.dtype == torch.uint8:
         raise RuntimeError(
             f"{op}: weight is packed, which only kernels of the CPU read: give the torch.int8 weight"
@@ -113,7 +113,7 @@ def int8_mm(
 ) -> Tensor:
     zero = None if input_zero_point is None or input_zero_point.numel() == 0 else input_zero_point
     vectors = (input_scale, zero, weight_scale, bias)
-    w = _plain("int8_mm", weight)
+    w = plain("int8_mm", weight)
     return _Product(input, w, vectors, act, dtype or torch.float32).run()
 
 
@@ -128,7 +128,7 @@ def int8_linear(
     act: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    w = _plain("int8_linear", weight)
+    w = plain("int8_linear", weight)
     q, scale, zero = quantize(input, symmetric=symmetric, bits=bits)
     vectors = (scale, None if symmetric else zero, weight_scale, bias)
     return _Product(q, w, vectors, act, dtype or input.dtype).run()
@@ -137,5 +137,5 @@ def int8_linear(
 def int8_weight_only_mm(
     input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, act: str | None = None
 ) -> Tensor:
-    w = _plain("int8_weight_only_mm", weight)
+    w = plain("int8_weight_only_mm", weight)
     return _Product(input, w, (None, None, weight_scale, bias), act, input.dtype).run()

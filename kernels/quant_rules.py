@@ -51,11 +51,17 @@ def grid_of(reached, SYMMETRIC: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def steps_of(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """q - zero_point, as float32."""
+def on_grid(x, inverse, lowest, highest):
+    """q - zero_point, before it is rounded. NaN becomes zero."""
     v = x * inverse
     v = tl.where(v == v, v, 0.0)
-    return rounded(tl.minimum(tl.maximum(v, (LOW - zero).to(tl.float32)), (HIGH - zero).to(tl.float32)))
+    return tl.minimum(tl.maximum(v, lowest), highest)
+
+
+@triton.jit
+def steps_of(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """q - zero_point, as float32."""
+    return rounded(on_grid(x, inverse, (LOW - zero).to(tl.float32), (HIGH - zero).to(tl.float32)))
 
 
 # --- there and back ---------------------------------------------------------------------------------------

@@ -386,7 +386,7 @@ def test_flush_is_outside_the_timed_step_and_nothing_waits() -> None:
 
 BENCHES = ["bench-resnet50-float32", "bench-1B-float32"]
 BENCHES += ["bench-norm-nhwc-bfloat16", "bench-norm-nchw-bfloat16"]
-BENCHES += ["bench-int8-linear", "bench-int8-weight-only", "bench-norm-compile"]
+BENCHES += ["bench-int8-linear", "bench-int8-weight-only", "bench-int8-gradients", "bench-norm-compile"]
 BENCHES += [f"bench-{w}-float32" for w in ("gpt2", "tiny2000", "llama")]
 BENCHES += [f"bench-phase-{w}" for w in ("resnet50", "gpt2", "llama")]
 BENCHES += ["bench-norm-nhwc-float32", "bench-norm-nchw-float32"]

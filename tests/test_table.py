@@ -13,7 +13,7 @@ needs_cpp = pytest.mark.skipif("cpp" not in backends.available(), reason="the C+
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
 
-CPU_ALONE = ("int8_pack", "int8_unpack", "int8_mm_bwd")  # packing is the CPU's; the others are to come
+CPU_ALONE = ("int8_pack", "int8_unpack")  # packing is the CPU's
 IN_BYTES = ("quantize", "dequantize", "int8_mm")  # that read or write numbers of one byte
 
 

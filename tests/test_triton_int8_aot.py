@@ -14,21 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 import sass
 import torch
+from ahead_of_time import SHARED, Launch, compiled
 from conftest import need
 
-CODES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
-    torch.int8: "*i8", torch.uint8: "*u8",
-}  # fmt: skip
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-SHARED = {80: 163, 90: 227, 100: 227, 942: 64}  # KB that a program may have; 942: gfx942
 BYTES = torch.int8
-
-
-class Launch(NamedTuple):
-    kernel: Any
-    arguments: tuple
-    constants: dict[str, Any]
 
 
 def _launch(
@@ -67,37 +56,6 @@ def _launch(
     return launch
 
 
-def _kind(argument: Any) -> str:
-    if isinstance(argument, torch.Tensor):
-        return CODES[argument.dtype]
-    if hasattr(argument, "block_shape"):
-        return f"tensordesc<{CODES[argument.base.dtype][1:]}{argument.block_shape}>"
-    return "constexpr" if argument is None else "i32"
-
-
-def _compiled(launch: Launch, target: int) -> dict:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel, arguments, constants = launch
-    names = kernel.arg_names[: len(arguments)]
-    signature = {name: _kind(a) for name, a in zip(names, arguments, strict=True)}
-    even = {
-        i
-        for i, a in enumerate(arguments)
-        if isinstance(a, torch.Tensor) or (isinstance(a, int) and a % 16 == 0)
-    }
-    attrs = {(i,): [["tt.divisibility", 16]] for i in even}
-    options = {name: constants[name] for name in OPTIONS}
-    values = {name: value for name, value in constants.items() if name not in OPTIONS}
-    values |= {name: None for name, a in zip(names, arguments, strict=True) if a is None}
-    signature |= dict.fromkeys(values, "constexpr")
-    source = ASTSource(kernel, signature, values, attrs=attrs)
-    gpu = GPUTarget("hip", "gfx942", 64) if target == 942 else GPUTarget("cuda", target, 32)
-    return triton.compile(source, gpu, options).asm
-
-
 class Made(NamedTuple):
     text: str  # PTX, or AMD's assembler
     function: sass.Function | None
@@ -109,7 +67,7 @@ def make(tmp_path: Path):
     need("triton")
 
     def make(target: int, *what: Any, **more: Any) -> Made:
-        found = _compiled(_launch(target, *what, **more), target)
+        found = compiled(_launch(target, *what, **more), target)
         if target == 942:
             assert ".vgpr_spill_count: 0" in re.sub(" +", " ", found["amdgcn"])
             return Made(found["amdgcn"], None)

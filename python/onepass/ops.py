@@ -277,8 +277,8 @@ _QUANTS = (
 # rounded. grad_output: [..., n], float32, bfloat16 or float16; the gradients have its dtype, or `dtype`, and
 # the shapes of input and weight; [0] where they are not wanted. Each reads grad_output once, multiplies
 # scales in and quantizes it, a row (for the input) or a column (for the weight) to a scale; what follows is
-# an exact product, of which more than 65,536 numbers are added up in float32, piece by piece. A row or column
-# that holds inf or NaN becomes NaN. seed: grad_output is rounded by chance, so that its mean is kept
+# an exact product, of which more than 65,536 numbers may be added up in float32, piece by piece. A row or
+# column that holds inf or NaN becomes NaN. seed: grad_output is rounded by chance, so that its mean is kept
 # (csrc/rules/philox.h); None: to nearest. A SymInt, for a compiled graph not to be made anew for each.
 _PRODUCT = "str? act=None, ScalarType? dtype=None"
 
@@ -293,7 +293,7 @@ def _int8(
     cpp: tuple[str, ...] = ("CPU", "CUDA"),
     triton: bool = True,
 ) -> Op:
-    """module: of the reference."""
+    """module: of the reference, and of Triton's kernels."""
     return Op(
         name=name,
         schema=schema,
@@ -304,7 +304,7 @@ def _int8(
         fake=fake,
         bytes_per_element=bytes_per_element,
         bench="int8",
-        triton=f"onepass.kernels.int8:{name}" if triton else None,
+        triton=f"onepass.kernels.{module}:{name}" if triton else None,
         cpp=cpp,
     )
 
@@ -363,7 +363,6 @@ _INT8 = (
         "new_product_grads",
         "int8_backward",
         cpp=("CPU",),
-        triton=False,
     ),
 )
 
