@@ -30,7 +30,6 @@ _TILE, _DEEP, _SIDE = (
     128,
     64,
 )  # elements of g at a time, of them along a column; a side of what is turned
-_SUMS = 32  # of a thread that adds up a long depth: two registers each, and one for what is added
 
 
 def _step(vector: Tensor | None) -> int:
@@ -68,8 +67,6 @@ class _Gradient:
         )  # fmt: skip
 
     def multiply(self, tiles: plan.Tiles) -> None:
-        if self.long:
-            tiles = tiles._replace(warps=max(tiles.warps, tiles.rows * tiles.outputs // (32 * _SUMS)))
         kernel, programs = gradient_tiles, tiles.cover(self.lines, self.outputs)
         q, right, constants = self.q, self.turned, plan.constants_of(tiles, whole=True)
         if self.described:
@@ -87,7 +84,7 @@ class _Gradient:
         kind = "gradient", self.y.device, self.y.dtype, self.outputs, self.width, wide, self.starts is None
         with torch.cuda.device_of(self.y):
             self.make_ready(*how)
-            table = plan.table_of(torch.int8, wide)
+            table = plan.LONG if self.long else plan.table_of(torch.int8, wide)
             multiply = self.multiply
             multiply(plan.choose(table, self.lines, self.outputs, 1, self.machine, kind, run=multiply))
 

@@ -53,6 +53,9 @@ WHOLE = {
     "low": Tiles(64, 64, 128, 4, 4),
     "flat": Tiles(16, 32, 256, 4, 4),
 }
+# Whole numbers whose sums are added up in 64 bits: a thread has 32 sums, and twice as many registers beside
+# them, so that half of a square is what it holds.
+LONG = {"square": Tiles(128, 64, 128, 8, 4), "low": WHOLE["low"], "flat": WHOLE["flat"]}
 # Real x by bytes: 64 of depth are a row of the swizzle in 16 bits, and a warpgroup's tile has 64 outputs.
 REAL = {
     "wide": Tiles(128, 256, 64, 8, 4),

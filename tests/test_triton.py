@@ -28,6 +28,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.f
 SERVED = [op for op in OPS if op.triton]
 SEVERAL = ("plain", "phase", "odd_sizes")  # cases that are quick in every dtype; the others in float32
 OFTEN = {"adamw_", "sgd_"}  # what optimizers have in common is tried with these; of the others, SEVERAL
+MANY = ("threads", "long_", "than_a_sum_holds")  # elements, of which the interpreter has few a second
 # Batch normalization has several hundred rows: quick are each layout, activation and way to be called once.
 NORMS = {"plain", "silu", "residual_relu", "leaky_relu_last", "residual_silu_last", "residual_relu_last"}
 NORMS |= {"rows", "volumes_last", "misaligned", "half_parameters", "nan", "average", "alone", "plain_given"}
@@ -36,7 +37,7 @@ NORMS |= {"rows", "volumes_last", "misaligned", "half_parameters", "nan", "avera
 def _quick(op: str, case: str, dtype: str) -> bool:
     if op.startswith("batch_norm_") and case not in NORMS:
         return False
-    if BY_NAME[op].bench in ("int8", "fake_quant") and any(word in case for word in ("threads", "long_")):
+    if BY_NAME[op].bench in ("int8", "fake_quant") and any(word in case for word in MANY):
         return False  # many elements, of which the interpreter has few a second
     if BY_NAME[op].check == "optimizer" and op not in OFTEN:
         return case in SEVERAL
