@@ -16,13 +16,26 @@ static Tensor product(Int8Arguments& a, ScalarType dtype) {
   return y;
 }
 
+// Outputs of which dtype are quantized again, and by what.
+static void check_output_grid(const char* op, ScalarType dtype, bool scale, bool zero_point) {
+  const bool is_signed = dtype == ScalarType::Char, is_unsigned = dtype == ScalarType::Byte;
+  if (scale && !is_signed && !is_unsigned) fail(op, ": output_scale needs dtype torch.int8 or torch.uint8");
+  if (zero_point && !is_unsigned) fail(op, ": output_zero_point needs dtype torch.uint8");
+  if (!scale && is_signed) fail(op, ": dtype torch.int8 needs output_scale");
+  if (!(scale && zero_point) && is_unsigned)
+    fail(op, ": dtype torch.uint8 needs output_scale and output_zero_point");
+}
+
 static Tensor int8_mm_op(Tensor input, Tensor weight, MaybeTensor input_scale, MaybeTensor weight_scale,
                          MaybeTensor input_zero_point, MaybeTensor bias, MaybeName act,
-                         std::optional<ScalarType> dtype) {
+                         std::optional<ScalarType> dtype, MaybeTensor output_scale,
+                         MaybeTensor output_zero_point) {
   const char* op = "int8_mm";
   const ScalarType whole = input.scalar_type(), result = dtype.value_or(ScalarType::Float);
   if (whole != ScalarType::Char && whole != ScalarType::Byte)
     fail(op, ": input has another dtype, expected torch.int8 or torch.uint8");
+  if (output_zero_point && output_zero_point->numel() == 0) output_zero_point.reset();
+  check_output_grid(op, result, output_scale.has_value(), output_zero_point.has_value());
   if (result == ScalarType::Int && (input_scale || weight_scale || bias || act))
     fail(op, ": dtype torch.int32 takes the sums as they are, without scale, bias and act");
   Int8Arguments a(op, input);
@@ -32,6 +45,7 @@ static Tensor int8_mm_op(Tensor input, Tensor weight, MaybeTensor input_scale, M
   if (input_zero_point && input_zero_point->numel() > 0)
     a.call.x_zero = a.of_rows<int32_t>("input_zero_point", *input_zero_point, ScalarType::Int, "torch.int32");
   a.take_rest(weight_scale, bias, act);
+  a.take_output_grid(output_scale, output_zero_point);
   a.call.x_is_signed = whole == ScalarType::Char;
   a.check_zeros();
   return product(a, result);

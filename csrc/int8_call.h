@@ -129,6 +129,21 @@ struct Int8Arguments {
     if (bias) call.bias = of_outputs("bias", *bias);
     call.gate = gate_of(op, act);
   }
+  // One value for all outputs: [] or [1].
+  template <class T>
+  const T* of_all(const char* name, const Tensor& t, ScalarType dtype, const char* dtype_name) const {
+    const View v = checked(name, t, dtype, dtype_name);
+    if (v.dim > 1 || (v.dim == 1 && v.sizes[0] != 1))
+      fail(op, ": ", name, " has shape ", Shape{v}, ", expected [1] or []");
+    return static_cast<const T*>(v.data);
+  }
+  void take_output_grid(const MaybeTensor& scale, const MaybeTensor& zero_point) {
+    if (scale) call.y_scale = of_all<float>("output_scale", *scale, ScalarType::Float, "torch.float32");
+    if (!zero_point) return;
+    call.y_zero = of_all<int32_t>("output_zero_point", *zero_point, ScalarType::Int, "torch.int32");
+    if (given.on_cpu && (*call.y_zero < 0 || *call.y_zero > 255))  // elsewhere it would take a wait
+      fail(op, ": output_zero_point holds ", *call.y_zero, ", expected 0..255");
+  }
   // Do sums of (x - zero_point) * w fit? Known on the CPU alone: elsewhere it would take a wait.
   void check_zeros() const {
     if (!given.on_cpu) return;
@@ -146,7 +161,7 @@ struct Int8Arguments {
     Tensor y = new_on_device_of(x, sizes, dtype);
     call.y_dtype = dtype_of(y);
     call.raw = dtype == ScalarType::Int;
-    if (!call.raw) check_real(op, "dtype", call.y_dtype);
+    if (!call.raw && !call.y_scale) check_real(op, "dtype", call.y_dtype);
     call.y = y.data_ptr();
     return y;
   }

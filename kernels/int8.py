@@ -24,6 +24,7 @@ from .int8_weight_only import weight_only_tiles
 from .machine import machine_of
 from .quant import quantize
 
+Grid = tuple[Tensor | None, Tensor | None]
 Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -47,17 +48,24 @@ def _even(matrix: Tensor) -> Tensor:
 
 
 class _Product:
-    """A product as its launches see it. vectors: scale and zero point of rows, scale and bias of outputs."""
+    """A product as its launches see it. vectors: scale and zero point of rows, scale and bias of outputs.
+    grid: scale and zero point of a result that is quantized again."""
 
     def __init__(
-        self, x: Tensor, w: Tensor, vectors: Vectors, act: str | None, dtype: torch.dtype | None
+        self,
+        x: Tensor,
+        w: Tensor,
+        vectors: Vectors,
+        act: str | None,
+        dtype: torch.dtype | None,
+        grid: Grid = (None, None),
     ) -> None:
         *rows, k = x.shape
         self.m, self.n = math.prod(rows), w.shape[0]
         self.x, self.w = _even(x.reshape(self.m, k)), _even(w)
         self.k = self.x.shape[1]
         self.y = x.new_empty((*rows, self.n), dtype=dtype)
-        self.vectors = tuple(None if t is None else t.contiguous() for t in vectors)
+        self.vectors = tuple(None if t is None else t.contiguous() for t in (*vectors, *grid))
         self.machine = machine_of(x.device)
         self.described = self.machine.descriptors and self.k > 0
         self.corrects = vectors[1] is not None or x.dtype == torch.uint8
@@ -110,11 +118,15 @@ def int8_mm(
     *,
     act: str | None = None,
     dtype: torch.dtype | None = None,
+    output_scale: Tensor | None = None,
+    output_zero_point: Tensor | None = None,
 ) -> Tensor:
-    zero = None if input_zero_point is None or input_zero_point.numel() == 0 else input_zero_point
-    vectors = (input_scale, zero, weight_scale, bias)
+    zero, output_zero = (
+        None if t is None or t.numel() == 0 else t for t in (input_zero_point, output_zero_point)
+    )
+    vectors, grid = (input_scale, zero, weight_scale, bias), (output_scale, output_zero)
     w = plain("int8_mm", weight)
-    return _Product(input, w, vectors, act, dtype or torch.float32).run()
+    return _Product(input, w, vectors, act, dtype or torch.float32, grid).run()
 
 
 def int8_linear(

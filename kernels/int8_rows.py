@@ -14,7 +14,7 @@ from .int8_tiles import finish
 
 @triton.jit
 def product_rows(
-    x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
+    x, w, y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -35,5 +35,5 @@ def product_rows(
         if CORRECTS:
             weights += b.to(tl.int32)
     of_outputs = tl.sum(tl.sum(weights, 2), 0) if CORRECTS else None
-    behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+    behind = (y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n)
     finish(tl.sum(sums, 2), of_outputs, 0, first, behind, x.dtype.element_ty, STEPS, ACT)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .norm_rules import activate
+from .quant_rules import inverse_of, quantized
 
 HALF_OF_UNSIGNED = tl.constexpr(128)
 
@@ -54,3 +55,12 @@ def scaled(sums, weight_scale, input_scale, bias, ACT: tl.constexpr):
     if bias is not None:
         v = v + bias
     return gated(v, ACT)
+
+
+@triton.jit
+def quantized_again(v, scale, zero):
+    """By one scale. zero: None for symmetric numbers of 8 bits, -127..127; else of unsigned ones."""
+    if zero is None:
+        return quantized(v, inverse_of(scale), tl.full((), 0, tl.int32), -127, 127)
+    else:
+        return quantized(v, inverse_of(scale), zero, 0, 255)

@@ -10,7 +10,7 @@ correct, are made of the tiles that pass by.
 import triton
 import triton.language as tl
 
-from .int8_rules import scaled, signed, signed_zero, without_zero
+from .int8_rules import quantized_again, scaled, signed, signed_zero, without_zero
 
 _BAND = tl.constexpr(8)  # blocks of rows
 _AT_ONCE = tl.constexpr(128 * 128)
@@ -37,7 +37,7 @@ def _each(values, at, count, STEP: tl.constexpr):
 def _finish(
     sums, weights, first_row, first_output, behind, X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr
 ):
-    y, input_scale, input_zero, weight_scale, bias, m, n = behind
+    y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n = behind
     rows, outputs = first_row + tl.arange(0, sums.shape[0]), first_output + tl.arange(0, sums.shape[1])
     if weights is not None:
         zero = tl.zeros_like(rows) if input_zero is None else _each(input_zero, rows, m, STEPS[1])
@@ -48,6 +48,9 @@ def _finish(
         of_row = None if of_row is None else of_row[:, None]
         of_output = None if of_output is None else of_output[None, :]
         sums = scaled(sums, of_output, of_row, None if added is None else added[None, :], ACT)
+    if output_scale is not None:
+        off = None if output_zero is None else tl.load(output_zero)
+        sums = quantized_again(sums, tl.load(output_scale), off)
     to = y + rows.to(tl.int64)[:, None] * n + outputs[None, :]
     tl.store(to, sums.to(y.dtype.element_ty), mask=(rows < m)[:, None] & (outputs < n)[None, :])
 
@@ -56,9 +59,9 @@ def _finish(
 def finish(
     sums, weights, first_row, first_output, behind, X: tl.constexpr, STEPS: tl.constexpr, ACT: tl.constexpr
 ):
-    """Scales, zero points, bias and activation, and the store. sums: [rows, outputs] of the tile. weights:
-    of each output, where they are needed. behind: what a kernel is given from y to n. X: the dtype of x.
-    STEPS: of the four vectors, 0 for one value.
+    """Scales, zero points, bias and activation, 8 bits again, and the store. sums: [rows, outputs] of the
+    tile. weights: of each output, where they are needed. behind: what a kernel is given from y to n. X: the
+    dtype of x. STEPS: of the four vectors, 0 for one value.
     A wide tile in two halves: its sums take half of the registers, and what is made of them would, too."""
     if weights is None and sums.shape[0] * sums.shape[1] > _AT_ONCE:
         HALF: tl.constexpr = sums.shape[1] // 2
@@ -71,7 +74,7 @@ def finish(
 
 @triton.jit
 def product_tiles(
-    x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
+    x, w, y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -89,13 +92,13 @@ def product_tiles(
         sums = tl.dot(a, b, sums, out_dtype=tl.int32)
         if CORRECTS:
             weights += tl.sum(b.to(tl.int32), 0)
-    behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+    behind = (y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n)
     finish(sums, weights, row * ROWS, output * OUTPUTS, behind, x.dtype.element_ty, STEPS, ACT)
 
 
 @triton.jit
 def product_tiles_tma(
-    x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
+    x, w, y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -110,5 +113,5 @@ def product_tiles_tma(
             sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
             if CORRECTS:
                 weights += tl.sum(b.to(tl.int32), 1)
-        behind = (y, input_scale, input_zero, weight_scale, bias, m, n)
+        behind = (y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n)
         finish(sums, weights, row * ROWS, output * OUTPUTS, behind, x.dtype, STEPS, ACT)

@@ -13,7 +13,7 @@ from .int8_tiles import finish, place
 
 @triton.jit
 def weight_only_tiles(
-    x, w, y, input_scale, input_zero, weight_scale, bias, m, n, k,
+    x, w, y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -28,5 +28,5 @@ def weight_only_tiles(
         a = tl.load(from_w + start, mask=inside[None, :], other=0).to(x.dtype.element_ty)
         b = tl.load(from_x + start, mask=inside[:, None], other=0.0)
         sums = tl.dot(a, b, sums, input_precision="ieee")
-    behind = (y, None, None, weight_scale, bias, m, n)
+    behind = (y, None, None, weight_scale, bias, None, None, m, n)
     finish(tl.trans(sums), None, row * ROWS, output * OUTPUTS, behind, x.dtype.element_ty, STEPS, ACT)

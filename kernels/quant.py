@@ -14,17 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .machine import THREADS, programs_of
-from .quant_rules import grid_of, inverse_of, merge, steps_of
+from .quant_rules import grid_of, inverse_of, merge, quantized
 
 _TILE = THREADS * 8
 
 
 # --- groups -----------------------------------------------------------------------------------------------
-@triton.jit
-def _on_grid(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
-    return steps_of(x, inverse, zero, LOW, HIGH).to(tl.int32) + zero
-
-
 @triton.jit
 def place_of(group, columns, size, of_row):
     """Where a group begins, and how long it is."""
@@ -65,7 +60,7 @@ def quantize_groups(
         at = start + tl.arange(0, COLUMNS)
         inside = at[None, :] < length[:, None]
         values = tl.load(x + begin[:, None] + at[None, :], mask=inside, other=0.0).to(tl.float32)
-        whole = _on_grid(values, inverse[:, None], zero[:, None], LOW, HIGH)
+        whole = quantized(values, inverse[:, None], zero[:, None], LOW, HIGH)
         tl.store(q + begin[:, None] + at[None, :], whole.to(q.dtype.element_ty), mask=inside)
 
 
@@ -139,7 +134,7 @@ def quantize_whole(
     for start in range(tl.program_id(0).to(tl.int64) * TILE, numel, step):
         at = start + tl.arange(0, TILE)
         values = tl.load(x + at, mask=at < numel, other=0.0).to(tl.float32)
-        tl.store(q + at, _on_grid(values, inverse, zero, LOW, HIGH).to(q.dtype.element_ty), mask=at < numel)
+        tl.store(q + at, quantized(values, inverse, zero, LOW, HIGH).to(q.dtype.element_ty), mask=at < numel)
 
 
 # --- launches ---------------------------------------------------------------------------------------------

@@ -64,6 +64,12 @@ def steps_of(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
     return rounded(on_grid(x, inverse, (LOW - zero).to(tl.float32), (HIGH - zero).to(tl.float32)))
 
 
+@triton.jit
+def quantized(x, inverse, zero, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """q, as int32."""
+    return steps_of(x, inverse, zero, LOW, HIGH).to(tl.int32) + zero
+
+
 # --- there and back ---------------------------------------------------------------------------------------
 @triton.jit
 def is_inside(x, inverse, steps):

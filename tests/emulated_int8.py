@@ -103,6 +103,7 @@ def _product(module: Any, call: dict[str, Any], out: dict[str, Any]) -> None:
         array(out["results"]),
         call.get("symmetric", True),
         call.get("bits", 8),
+        *(_array(call.get(name)) for name in ("output_scale", "output_zero_point")),
     )
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 SANITIZED = ("plain", "tensor", "groups", "unsigned", "narrow", "empty_rows", "given_and_spoilt", "one_row")
 SANITIZED += ("threads_tensor", "one_product", "even", "many_rows", "deep", "no_depth", "no_rows", "gelu")
-SANITIZED += ("raw_unsigned", "even_rows", "misaligned")
+SANITIZED += ("raw_unsigned", "even_rows", "misaligned", "to_8_bits_plain", "to_8_bits_unsigned_even")
 RACES = ("unsigned", "many_rows")  # the same under TSan, which takes a second a case
 
 quantize = backends.target(QUANTIZE.reference)
@@ -132,6 +132,30 @@ def test_long_groups(cuda, shape: tuple[int, int], symmetric: bool, off: int):
     got = emulated_int8.run(cuda[0], QUANTIZE, call, want)
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert cuda[1].launches == (2 if shape[0] == 1 and shape[1] > 16384 else 1)
+
+
+# --- 8 bits again -----------------------------------------------------------------------------------------
+@each_cut
+@pytest.mark.parametrize("act", (None, "relu", "gelu", "silu"))
+@pytest.mark.parametrize("zero_point", (None, 0, 99), ids=str)
+def test_8_bits_again_are_those_of_quantize(cuda, cut: str, act: str | None, zero_point: int | None):
+    """What it makes of the same product in float32, NaN and inf among it, in rows of whole eights or not."""
+    m, ns = (8, (40, 37)) if cut == "rows" else (70, (72, 69))
+    for n in ns:
+        module, rng = use(cuda, cut, m, n), torch.Generator().manual_seed(n)
+        rows, grid = torch.rand(m, 1, generator=rng) * 0.01, {"output_scale": torch.tensor(0.37)}
+        rows[1], rows[2] = float("nan"), float("inf")
+        call = {"input": whole(m, 70), "weight": whole(n, 70, seed=1), "input_scale": rows, "act": act}
+        call |= {"weight_scale": torch.rand(n, generator=rng), "bias": torch.randn(n, generator=rng)}
+        real, dtype = torch.empty(m, n), torch.int8 if zero_point is None else torch.uint8
+        emulated_int8.RUN["int8_mm"](module, call, {"results": real})
+        if zero_point is not None:
+            grid["output_zero_point"] = torch.tensor(zero_point, dtype=torch.int32)
+        want = quantize(real, *grid.values(), group_size=0, symmetric=zero_point is None)[0]
+        assert want.dtype == dtype and len(want.unique()) > 50
+        for got in (torch.full((m, n), 7, dtype=dtype), misaligned(torch.full((m, n), 7, dtype=dtype))):
+            emulated_int8.RUN["int8_mm"](module, {**call, **grid}, {"results": got})
+            assert torch.equal(got, want) and bool((got[1] == (zero_point or 0)).all())
 
 
 # --- exact sums -------------------------------------------------------------------------------------------

@@ -117,11 +117,13 @@ def test_stages_are_fetched_in_128_bit_copies_past_l1(cubins: Path, arch: str):
 @each_arch
 def test_outputs_are_stored_in_128_bits(cubins: Path, arch: str):
     """Eight of them, of four bytes (sums, float32) and of two (bfloat16, float16). Scales and biases are
-    loaded in as many."""
+    loaded in as many. Where they are quantized again all eight are one store of 64 bits."""
     for kernel, function in _of(cubins, arch, "int8_tiles"):
         found = [o for block in function.blocks for o in sass.global_accesses(block) if sass.width(o) == 128]
         stores = sum(o.startswith("STG") for o in found)
         assert (len(found) - stores, stores) == (2 + 2, 2 + 2 + 1 + 1), (kernel, found)
+        narrow = [o for o in function.opcodes() if o.startswith("STG") and sass.width(o) == 64]
+        assert len(narrow) == 1, (kernel, narrow)
 
 
 @each_arch

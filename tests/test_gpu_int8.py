@@ -113,6 +113,28 @@ def test_a_row_does_not_depend_on_the_others(variant: Variant):
             assert torch.equal(OPS.int8_linear(x[:m], weight, scale, bias, act="gelu"), want[:m])
 
 
+@each_variant
+@each_cut
+@pytest.mark.parametrize("zero_point", (None, 99), ids=str)
+@pytest.mark.parametrize("act", (None, "relu", "gelu", "silu"))
+def test_8_bits_again_are_those_of_quantize(
+    variant: Variant, cut: str, act: str | None, zero_point: int | None
+):
+    """What it makes of the same product in float32, NaN and inf among it."""
+    m, n = CUTS[cut](_multiprocessors())
+    rows, scale = torch.rand(m, 1, device=DEVICE) * 0.01, torch.tensor(0.37, device=DEVICE)
+    rows[1], rows[2] = float("nan"), float("inf")
+    call = {"input": whole(m, 70), "weight": whole(n, 70, seed=1), "input_scale": rows, "act": act}
+    call |= {"weight_scale": torch.rand(n, device=DEVICE), "bias": torch.randn(n, device=DEVICE)}
+    symmetric = zero_point is None
+    zero = None if symmetric else torch.tensor(zero_point, dtype=torch.int32, device=DEVICE)
+    grid = {"output_scale": scale, "output_zero_point": zero}
+    with variant.use():
+        got = OPS.int8_mm(**call, dtype=torch.int8 if symmetric else torch.uint8, **grid)
+        want = OPS.quantize(OPS.int8_mm(**call), scale, zero, group_size=0, symmetric=symmetric)[0]
+    assert torch.equal(got, want)
+
+
 # --- about CUDA itself --------------------------------------------------------------------------------------
 @each_variant
 @pytest.mark.skipif(DEVICE != "cuda", reason="about CUDA itself")

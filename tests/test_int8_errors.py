@@ -13,6 +13,7 @@ VARIANTS = [v for v in variants("cpu") if v.backend != "triton"]
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 X, W = torch.ones(4, 6), torch.ones(3, 6, dtype=torch.int8)
+SCALE, ZERO = {"output_scale": torch.ones(())}, {"output_zero_point": torch.ones((), dtype=torch.int32)}
 PACKED, G = OPS.int8_pack(W), torch.ones(4, 3)
 
 
@@ -77,6 +78,49 @@ REFUSED = [
         "int8_mm",
         {"dtype": torch.int32, "bias": torch.ones(3)},
         "dtype torch.int32 takes the sums as they are, without scale, bias and act",
+    ),
+    ("int8_mm", {"dtype": torch.int8}, "dtype torch.int8 needs output_scale"),
+    ("int8_mm", {"dtype": torch.uint8}, "dtype torch.uint8 needs output_scale and output_zero_point"),
+    ("int8_mm", {"dtype": torch.uint8, **SCALE}, "dtype torch.uint8 needs output_scale and output_zero"),
+    ("int8_mm", {"dtype": torch.uint8, **ZERO}, "dtype torch.uint8 needs output_scale and output_zero_point"),
+    ("int8_mm", SCALE, "output_scale needs dtype torch.int8 or torch.uint8"),
+    ("int8_mm", {"dtype": torch.int32, **SCALE}, "output_scale needs dtype torch.int8 or torch.uint8"),
+    ("int8_mm", {"dtype": torch.bfloat16, **ZERO}, "output_zero_point needs dtype torch.uint8"),
+    ("int8_mm", {"dtype": torch.int8, **SCALE, **ZERO}, "output_zero_point needs dtype torch.uint8"),
+    (
+        "int8_mm",
+        {"dtype": torch.int8, "output_scale": torch.ones(2)},
+        "output_scale has shape [2], expected [1] or []",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.int8, "output_scale": torch.ones(1, 1)},
+        "output_scale has shape [1, 1], expected [1] or []",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.int8, "output_scale": torch.ones(()).double()},
+        "output_scale has another dtype, expected torch.float32",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.uint8, **SCALE, "output_zero_point": torch.ones(3, dtype=torch.int32)},
+        "output_zero_point has shape [3], expected [1] or []",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.uint8, **SCALE, "output_zero_point": torch.ones(())},
+        "output_zero_point has another dtype, expected torch.int32",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.uint8, **SCALE, "output_zero_point": torch.tensor(256, dtype=torch.int32)},
+        "output_zero_point holds 256, expected 0..255",
+    ),
+    (
+        "int8_mm",
+        {"dtype": torch.uint8, **SCALE, "output_zero_point": torch.tensor([-1], dtype=torch.int32)},
+        "output_zero_point holds -1, expected 0..255",
     ),
     ("int8_linear", {"input": X.to(torch.int8)}, "input has a dtype that is not served"),
     ("int8_linear", {"bits": 6}, "bits is 6, expected 7 or 8"),
@@ -155,6 +199,17 @@ REFUSED = [
 @pytest.mark.parametrize("op, changes, message", REFUSED, ids=lambda v: v if isinstance(v, str) else "")
 def test_refused_in_the_same_words(variant, op: str, changes: dict, message: str):
     refused(variant, op, _call(op, **changes), message)
+
+
+@each_variant
+def test_a_grid_without_memory_is_refused(variant):
+    grid = {**SCALE, **ZERO}
+    for name, t in grid.items():
+        freed = t.clone()
+        freed.untyped_storage().resize_(0)
+        arguments = _call("int8_mm", **{**grid, name: freed}, dtype=torch.uint8)
+        with variant.use(), pytest.raises(RuntimeError, match=f"int8_mm: {name} has no storage"):
+            OPS.int8_mm(**arguments)
 
 
 @each_variant

@@ -93,6 +93,31 @@ def answer_finish(
     return _off(got, want, before.abs() + (0 if bias is None else bias.abs()))
 
 
+def answer_wrong_8_bits(
+    m: int, n: int, act: str | None, zero_point: int | None, signed: bool = True, **way: Any
+) -> int:
+    """How many outputs that are quantized again are not what `quantize` makes of them in float32; rows that
+    have no scale, or an infinite one, are among them."""
+    from onepass.kernels.int8 import int8_mm
+    from onepass.kernels.quant import quantize
+
+    rng, k = torch.Generator().manual_seed(m + n), 70
+    x, w, rows = _whole(rng, m, k, signed), _whole(rng, n, k, True), torch.rand(m, 1, generator=rng) * 0.02
+    rows[-1:], rows[1:2] = float("nan"), float("inf")
+    call = {"input": x, "weight": w, "input_scale": rows, "act": act, "bias": torch.randn(n, generator=rng)}
+    call |= {"weight_scale": torch.rand(n, generator=rng) * 0.02}
+    zero, scale = (
+        None if zero_point is None else torch.tensor(zero_point, dtype=torch.int32),
+        torch.tensor(0.1),
+    )
+    grid = {"output_scale": scale, "output_zero_point": zero}
+    with _with(**way):
+        got = int8_mm(**call, dtype=torch.int8 if zero is None else torch.uint8, **grid)
+        real = int8_mm(**call)
+    want = quantize(real, scale, zero, group_size=0, symmetric=zero is None)[0]
+    return int((got != want).sum()) if got.dtype == want.dtype and got.shape == want.shape else -1
+
+
 def answer_weight_only(
     m: int,
     n: int,
@@ -286,6 +311,21 @@ def test_what_follows_the_sums(ask, m: int, act: str | None, dtype: str):
     for zeros, signed, descriptors in ((False, True, True), (True, False, True), (True, True, False)):
         call = {"m": m, "act": act, "dtype": dtype, "scales": ["each"] * 3}
         assert ask("finish", **call, zeros=zeros, signed=signed, descriptors=descriptors) <= 1
+
+
+@pytest.mark.parametrize("zero_point", (None, 0, 99), ids=str)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("m", (1, 3, 9, 70))
+def test_8_bits_again_are_those_of_quantize(ask, m: int, act: str | None, zero_point: int | None):
+    call = {"m": m, "act": act, "zero_point": zero_point}
+    for n, signed, descriptors in ((37, True, True), (37, False, False), (48, True, False)):
+        assert ask("wrong_8_bits", **call, n=n, signed=signed, descriptors=descriptors) == 0
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_8_bits_again_in_all_tiles(ask, tiles: str):
+    for act, zero_point in ((None, None), ("gelu", 99)):
+        assert ask("wrong_8_bits", m=130, n=270, act=act, zero_point=zero_point, tiles=tiles) == 0
 
 
 @pytest.mark.parametrize("scales", [*product(("each", "one", ""), repeat=3)], ids="-".join)

@@ -46,10 +46,12 @@ def _launch(
         torch.ones(n),
     )
     vectors = (rows if whole else None, rows.int() if zeros else None, outputs, outputs)
+    scale, zero = torch.ones(()), torch.ones((), dtype=torch.int32)
+    grid = {torch.int8: (scale, None), torch.uint8: (scale, zero)}.get(y, (None, None))
     before = int8_plan.launch, int8_plan.PINNED, int8.machine_of
     int8_plan.launch, int8_plan.PINNED, int8.machine_of = record, tiles, lambda _: machine
     try:
-        int8._Product(input, w, vectors, act, y).run()
+        int8._Product(input, w, vectors, act, y, grid).run()
     finally:
         int8_plan.launch, int8_plan.PINNED, int8.machine_of = before
     (launch,) = launches
@@ -130,6 +132,19 @@ OTHERS = _rows({("square", 90, torch.int32)}, TILES[:2], (90,), (torch.float16, 
 @pytest.mark.parametrize("tiles, target, y", WIDEST + OTHERS)
 def test_all_outputs(make, tiles: str, target: int, y: torch.dtype):
     act = None if y == torch.int32 else "relu" if tiles == "wide" else "silu"
+    found = _accesses(make(target, 300, BYTES, y, tiles, act=act).function)
+    assert found["STG128"] + found["STG64"] > 0 and not {"STG8", "STG16", "STG32"} & found.keys(), found
+
+
+AGAIN = _rows({("wide", 90, "gelu"), ("square", 80, "gelu")}, TILES, CORES, ("gelu",))
+AGAIN += _rows({("square", 90, "silu")}, TILES[1:], (90,), ("silu",))
+
+
+@pytest.mark.parametrize("y", (torch.int8, torch.uint8))
+@pytest.mark.parametrize("tiles, target, act", AGAIN)
+def test_8_bits_again(make, tiles: str, target: int, act: str | None, y: torch.dtype):
+    """Nothing is spilled for it, and bytes leave side by side."""
+    tiles = "square" if (tiles, target) == ("wide", 80) else tiles
     found = _accesses(make(target, 300, BYTES, y, tiles, act=act).function)
     assert found["STG128"] + found["STG64"] > 0 and not {"STG8", "STG16", "STG32"} & found.keys(), found
 

@@ -1,6 +1,6 @@
 // The 8-bit matrix product: y = act((x - zero) @ w' * x_scale * w_scale + bias), and weights as it reads
 // them. x is whole numbers, or real and quantized row by row on the way. With 8-bit weights alone x is real
-// and stays so: y = act(x @ w' * w_scale + bias).
+// and stays so: y = act(x @ w' * w_scale + bias). y may be quantized again, by one given scale: a byte each.
 //
 // Packed weights, version 1, of [n, k] whole numbers in -127..127, with n cut into panels of 16 and k into
 // fours:
@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "../rules/int8.h"
+#include "../rules/quant.h"
 #include "dtype.h"
 
 namespace onepass {
@@ -58,10 +59,16 @@ struct Int8Call {
   Gate gate = Gate::kNone;
   void* y = nullptr;  // [m, n]
   DType y_dtype = DType::kFloat32;
-  bool raw = false;  // y takes the int32 sums as they are
+  bool raw = false;                 // y takes the int32 sums as they are
+  const float* y_scale = nullptr;   // one, by which y is quantized; null: y is real, or raw
+  const int32_t* y_zero = nullptr;  // one, of an unsigned y, 0..255; null: it is signed, -127..127
 
   int32_t device = 0;       // index among those of its kind
   void* scratch = nullptr;  // what the driver wants besides: int8_driver.h
+
+  int64_t y_bytes() const { return raw ? 4 : y_scale ? 1 : size_of(y_dtype); }  // of an output
+  ONEPASS_HD Grid y_grid() const { return Grid::given(*y_scale, y_zero ? *y_zero : 0); }
+  ONEPASS_HD Levels y_levels() const { return Levels::make(!y_zero, 8); }
 };
 
 }  // namespace onepass

@@ -265,20 +265,26 @@ static void multiply(const uint8_t* tile, int32_t rows, [[maybe_unused]] const I
 // --- behind the product -----------------------------------------------------------------------------------
 using Whole32 = VectorOf<uint32_t, kLanes<float>>;
 
+// S: uint8_t for outputs that are quantized again, signed or not.
 template <class S, Gate gate>
 static void finish_as(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first,
                       int64_t count, int64_t from, int64_t n) {
   const PanelOutputs outputs(call, from, n);
+  [[maybe_unused]] const OutputGrid grid(call);
   Integers<float> sums[PanelOutputs::kVectors];
   std::memcpy(sums, call.weight + call.shape.sums_at() + from * sizeof(int32_t), sizeof sums);
   for (int64_t r = 0; r < count; ++r, c += kPanel) {
-    store_outputs<S>(call, first + r, from, n, [&](int k) ONEPASS_FLAT {
+    const auto made = [&](int k) ONEPASS_FLAT {
       Integers<float> whole;
       std::memcpy(&whole, c + k * kLanes<float>, sizeof whole);
       const Integers<float> sum = without_zero<Whole32>(whole, sums[k], rows[r].zero);
       const Vector<float> v = __builtin_convertvector(sum, Vector<float>);
       return gated<gate>(scaled(v, outputs.scale[k], rows[r].scale, outputs.bias[k]));
-    });
+    };
+    if constexpr (std::is_same_v<S, uint8_t>)
+      store_quantized(call, grid, first + r, from, n, made);
+    else
+      store_outputs<S>(call, first + r, from, n, made);
   }
 }
 
@@ -294,7 +300,9 @@ static void finish_raw(const Int8Call& call, const int32_t* c, const Int8Row* ro
 static void finish(const Int8Call& call, const int32_t* c, const Int8Row* rows, int64_t first, int64_t count,
                    int64_t from, int64_t n) {
   if (call.raw) return finish_raw(call, c, rows, first, count, from, n);
-  with_output(call, [&]<class S, Gate gate>() { finish_as<S, gate>(call, c, rows, first, count, from, n); });
+  const auto as = [&]<class S, Gate gate>() { finish_as<S, gate>(call, c, rows, first, count, from, n); };
+  if (call.y_scale) return with_gate<uint8_t>(call.gate, as);
+  with_output(call, as);
 }
 
 extern const Int8Kernels int8_kernels;

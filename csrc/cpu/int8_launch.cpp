@@ -108,7 +108,7 @@ static const int8_t* panel_at(const Int8Call& call, int64_t p) {
 // a result that is written is read first, and comes near while rows are multiplied.
 static void start(const Int8Call& call, const Tiles& tiles, int64_t from, int64_t rows, int64_t p,
                   int32_t* sums) {
-  const int64_t bytes = call.raw ? 4 : size_of(call.y_dtype);
+  const int64_t bytes = call.y_bytes();
   const char* y = static_cast<const char*>(call.y) + (from * call.shape.n + p * kPanel) * bytes;
   for (int64_t r = 0; r < rows; ++r, y += call.shape.n * bytes) {
     __builtin_prefetch(y, 1);
@@ -199,7 +199,7 @@ void int8_mm(const Int8Call& call) {
     some.m = std::min(step, call.m - first);
     const int64_t x_bytes = call.x_is_real ? size_of(call.x_dtype) : 1;
     some.x = static_cast<const char*>(call.x) + first * call.shape.k * x_bytes;
-    some.y = static_cast<char*>(call.y) + first * call.shape.n * (call.raw ? 4 : size_of(call.y_dtype));
+    some.y = static_cast<char*>(call.y) + first * call.shape.n * call.y_bytes();
     if (call.x_scale) some.x_scale += first;
     if (call.x_zero) some.x_zero += first;
     if (call.x_start) some.x_start += first;

@@ -1,7 +1,8 @@
 // What becomes of sums of products, on CUDA. None of them reaches memory, but where they are asked for.
 //
 // Memory contract. For each output: its sum from registers or shared memory; x_scale and x_zero of its row,
-// w_scale and bias of its column; y is written once. Eight outputs at a time move in 128-bit accesses.
+// w_scale and bias of its column; y is written once. Eight outputs at a time move in 128-bit accesses, or in
+// one of 64 where they are quantized again, by a scale that is read from memory: nothing waits for it.
 #pragma once
 #include "int8.h"
 #include "vector.cuh"
@@ -34,6 +35,13 @@ __device__ __forceinline__ void store_outputs(S* to, const S (&from)[kWidth], in
   if constexpr (kWidth % kPerVector<S> == 0) {
     if (wide) return store_vectors(to, from);
   }
+  if constexpr (kWidth * sizeof(S) == sizeof(uint2)) {
+    if (wide) {
+      uint2 raw;
+      memcpy(&raw, from, sizeof raw);
+      return __stcg(reinterpret_cast<uint2*>(to), raw);
+    }
+  }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i)
     if (i < n) to[i] = from[i];
@@ -45,6 +53,21 @@ __device__ __forceinline__ void store_as(const Int8Work& w, int64_t at, const fl
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) store(y[i], v[i]);
   store_outputs(static_cast<S*>(w.call.y) + at, y, n, w.wide);
+}
+
+template <int kWidth>
+__device__ __forceinline__ void store_quantized(const Int8Work& w, int64_t at, const float (&v)[kWidth],
+                                                int n) {
+  const Grid grid = w.call.y_grid();
+  const float lowest = w.call.y_levels().lowest(grid.zero_point);
+  const float highest = w.call.y_levels().highest(grid.zero_point);
+  uint8_t q[kWidth];
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float steps = on_grid(v[i], grid.inverse, lowest, highest);
+    q[i] = static_cast<uint8_t>(__float2int_rn(steps) + grid.zero_point);
+  }
+  store_outputs(static_cast<uint8_t*>(w.call.y) + at, q, n, w.wide);
 }
 
 // --- finish -----------------------------------------------------------------------------------------------
@@ -88,6 +111,7 @@ __device__ __forceinline__ void finish(const Int8Work& w, int64_t row, int64_t c
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) v[i] = scaled(static_cast<float>(sums[i]), w_scale[i], x_scale, bias[i]);
   gate_all(call.gate, v);
+  if (call.y_scale) return store_quantized(w, at, v, n);
   switch (call.y_dtype) {
     case DType::kBFloat16:
       return store_as<__nv_bfloat16>(w, at, v, n);

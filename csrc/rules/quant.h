@@ -2,7 +2,8 @@
 // its range; as in Jacob et al., arXiv:1712.05877, and torch's fake_quantize.
 //
 // All in float: x * (1 / scale) is rounded before it is rounded to a whole number, as torch has it. Files
-// that include this are compiled without contraction of a * b + c, so that every backend has the same q.
+// that find grids are compiled without contraction of a * b + c, so that every backend has the same q.
+// on_grid may stand in any file: a choice stands between its product and whatever is added to it.
 #pragma once
 #include <cstdint>
 

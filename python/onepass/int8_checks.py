@@ -147,6 +147,28 @@ def _zeros_fit(op, input: Tensor, zero_point: Tensor) -> None:
         _fail(op, f"input_zero_point holds {odd}, which sums of {input.shape[-1]} products have no room for")
 
 
+def _or_none(zero_point: Tensor | None) -> Tensor | None:
+    """quantize leaves an empty one where it is symmetric."""
+    return None if zero_point is None or zero_point.numel() == 0 else zero_point
+
+
+def _output_grid(op, scale: Tensor | None, zero_point: Tensor | None, dtype: torch.dtype | None) -> None:
+    """Outputs of which dtype are quantized again, and by what."""
+    if scale is not None and dtype not in WHOLE:
+        _fail(op, "output_scale needs dtype torch.int8 or torch.uint8")
+    if zero_point is not None and dtype != torch.uint8:
+        _fail(op, "output_zero_point needs dtype torch.uint8")
+    if scale is None and dtype == torch.int8:
+        _fail(op, "dtype torch.int8 needs output_scale")
+    if (scale is None or zero_point is None) and dtype == torch.uint8:
+        _fail(op, "dtype torch.uint8 needs output_scale and output_zero_point")
+
+
+def _one_of_levels(op, zero_point: Tensor) -> None:
+    if not 0 <= int(zero_point) <= 255:
+        _fail(op, f"output_zero_point holds {int(zero_point)}, expected 0..255")
+
+
 def int8_mm(
     op,
     input: Tensor,
@@ -158,10 +180,14 @@ def int8_mm(
     *,
     act: str | None = None,
     dtype: torch.dtype | None = None,
+    output_scale: Tensor | None = None,
+    output_zero_point: Tensor | None = None,
     values: bool,
 ) -> None:
     if input.dtype not in WHOLE:
         _fail(op, "input has another dtype, expected torch.int8 or torch.uint8")
+    zero_point, output_zero_point = _or_none(input_zero_point), _or_none(output_zero_point)
+    _output_grid(op, output_scale, output_zero_point, dtype)
     scaled = any(t is not None for t in (input_scale, weight_scale, bias, act))
     if dtype == torch.int32 and scaled:
         _fail(op, "dtype torch.int32 takes the sums as they are, without scale, bias and act")
@@ -169,12 +195,16 @@ def int8_mm(
     n = _weight(op, weight, input, values, weight_scale, bias)
     rows = [[*input.shape[:-1], 1], []]
     _vector(op, "input_scale", input_scale, torch.float32, rows, input, values)
-    if input_zero_point is not None and input_zero_point.numel() > 0:
-        _vector(op, "input_zero_point", input_zero_point, torch.int32, rows, input, values)
+    _vector(op, "input_zero_point", zero_point, torch.int32, rows, input, values)
     _rest(op, input, n, weight_scale, bias, act, values)
-    if values and input_zero_point is not None and input_zero_point.device.type == "cpu":
-        _zeros_fit(op, input, input_zero_point)
-    if dtype not in (None, torch.int32):
+    _vector(op, "output_scale", output_scale, torch.float32, [[1], []], input, values)
+    _vector(op, "output_zero_point", output_zero_point, torch.int32, [[1], []], input, values)
+    known = values and input.device.type == "cpu"  # elsewhere it would take a wait
+    if known and output_zero_point is not None:
+        _one_of_levels(op, output_zero_point)
+    if known and zero_point is not None:
+        _zeros_fit(op, input, zero_point)
+    if dtype not in (None, torch.int32, *WHOLE):
         _real(op, "dtype", dtype)
 
 
@@ -237,8 +267,8 @@ def new_product(
     _zero=None,
     bias=None,
     *,
-    act=None,
     dtype=None,
+    **_options,
 ) -> Tensor:
     return _product(input, outputs(None, weight, weight_scale, bias), dtype or torch.float32)
 

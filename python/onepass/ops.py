@@ -273,6 +273,12 @@ _QUANTS = (
 # and zero_points as quantize leaves them, a row of the input or of the weight each, or [] for all. bias:
 # float32 [n]. act: None, "relu", "gelu" or "silu". dtype: of the output; torch.int32: the exact sums.
 #
+# dtype torch.int8 or torch.uint8: the output of int8_mm is quantized again on its way to memory, a byte each,
+# ready for the next product; no float32 tensor of its size is made. It has the bits of quantize(output in
+# float32, output_scale, output_zero_point, group_size=0), NaN and inf included: round(output / output_scale)
+# + output_zero_point, to even, cut off at the ends. output_scale: float32, [] or [1], read on the device.
+# torch.int8 is symmetric, -127..127; torch.uint8, 0..255, needs output_zero_point: int32, [] or [1].
+#
 # int8_mm_bwd: gradients with respect to the numbers that input and weight stand for, as if those had not been
 # rounded. grad_output: [..., n], float32, bfloat16 or float16; the gradients have its dtype, or `dtype`, and
 # the shapes of input and weight; [0] where they are not wanted. Each reads grad_output once, multiplies
@@ -331,8 +337,9 @@ _INT8 = (
     _int8(
         "int8_mm",
         "(Tensor input, Tensor weight, Tensor? input_scale=None, Tensor? weight_scale=None, "
-        f"Tensor? input_zero_point=None, Tensor? bias=None, *, {_PRODUCT}) -> Tensor",
-        "exact product of 8-bit numbers, scales, zero points, bias and activation behind it",
+        f"Tensor? input_zero_point=None, Tensor? bias=None, *, {_PRODUCT}, Tensor? output_scale=None, "
+        "Tensor? output_zero_point=None) -> Tensor",
+        "exact product of 8-bit numbers; behind it scales, zero points, bias, activation, and 8 bits again",
         1,
         "new_product",
     ),

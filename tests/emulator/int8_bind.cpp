@@ -63,13 +63,16 @@ static Int8Call call_of(const py::array& input, const py::array& weight, const M
 static void int8_mm(const py::array& input, const py::array& weight, const MaybeArray& input_scale,
                     const MaybeArray& weight_scale, const MaybeArray& input_zero_point,
                     const MaybeArray& bias, const std::optional<std::string>& act, const py::array& results,
-                    bool symmetric, int32_t bits) {
+                    bool symmetric, int32_t bits, const MaybeArray& output_scale,
+                    const MaybeArray& output_zero_point) {
   Int8Call call = call_of(input, weight, weight_scale, bias, act, results);
   call.symmetric = symmetric;
   call.bits = bits;
   call.x_scale = data_of<float>(input_scale);
   call.x_zero = data_of<int32_t>(input_zero_point);
   call.raw = py::isinstance<py::array_t<int32_t>>(results);
+  call.y_scale = data_of<float>(output_scale);
+  call.y_zero = data_of<int32_t>(output_zero_point);
   Scratch scratch(cuda::int8_scratch(call));
   call.scratch = scratch.data();
   cuda::int8_mm(call, kQueue);

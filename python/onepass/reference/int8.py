@@ -84,9 +84,14 @@ def int8_mm(
     *,
     act: str | None = None,
     dtype: torch.dtype | None = None,
+    output_scale: Tensor | None = None,
+    output_zero_point: Tensor | None = None,
 ) -> Tensor:
     y = _product(input, weight, input_scale, weight_scale, input_zero_point, bias, act)
-    return y.to(dtype or torch.float32)
+    if output_scale is None:
+        return y.to(dtype or torch.float32)
+    zero_point = output_zero_point if dtype == torch.uint8 else None
+    return quantize(y.float(), output_scale, zero_point, group_size=0, symmetric=dtype == torch.int8)[0]
 
 
 def int8_linear(

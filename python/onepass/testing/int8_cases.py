@@ -56,6 +56,25 @@ def _behind(
     }
 
 
+def _powers_of_two(rng: torch.Generator, like: Tensor) -> Tensor:
+    return 2.0 ** -torch.randint(2, 6, like.shape, generator=rng).to(like)
+
+
+def _to_8_bits(
+    rng: torch.Generator, call: Settings, to: torch.dtype, grid: Sequence[int], spoil: bool
+) -> Settings:
+    """The same call of numbers that float32 need not round: what lies in the middle of two levels does so in
+    every backend. grid: the shape of its scale and zero point."""
+    call |= {name: _powers_of_two(rng, call[name]) for name in ("input_scale", "weight_scale")}
+    if call["bias"] is not None:
+        call["bias"] = (call["bias"] * 500).round()
+    if spoil:
+        call["input_scale"][1], call["input_scale"][2] = float("nan"), float("inf")
+    scale = torch.full(tuple(grid), 16.0, device=call["input"].device)
+    zero_point = torch.full_like(scale, 77, dtype=torch.int32) if to == torch.uint8 else None
+    return {**call, "dtype": to, "output_scale": scale, "output_zero_point": zero_point}
+
+
 def mm(
     rng: torch.Generator,
     dtype: torch.dtype,
@@ -74,7 +93,11 @@ def mm(
     act: str | None = None,
     raw: bool = False,
     turned: bool = False,
+    to: torch.dtype | None = None,
+    grid: Sequence[int] = (),
+    spoil: bool = False,
 ) -> Settings:
+    """to: 8 bits again, by a grid of this shape."""
     input, weight = _whole(rng, (*m, k), extreme, signed), _whole(rng, (n, k), extreme)
     kept = (*m, 1) if input_scale == "row" else ()
     call: Settings = {
@@ -84,10 +107,13 @@ def mm(
         "input_zero_point": torch.randint(0, 256, kept, generator=rng, dtype=torch.int32).to(device)
         if zeros
         else None,
+        "output_scale": None,
+        "output_zero_point": None,
     }
     if raw:
         return {**call, "weight_scale": None, "bias": None, "act": None, "dtype": torch.int32}
-    return {**call, **_behind(rng, device, n, weight_scale, bias, act, dtype)}
+    call |= _behind(rng, device, n, weight_scale, bias, act, dtype)
+    return call if to is None else _to_8_bits(rng, call, to, grid, spoil)
 
 
 def linear(
@@ -207,6 +233,13 @@ PACK: dict[str, Settings] = {
     "no_depth": {"n": 5, "k": 0},
     "threads": {"n": 300, "k": 411},
 }
+_TO_8_BITS: dict[str, Settings] = {
+    **_SIZES,
+    "unsigned": {"to": torch.uint8, "signed": False, "zeros": True},
+    "unsigned_even": {**_SIZES["even"], "to": torch.uint8, "grid": (1,)},
+    "relu": {"act": "relu", "bias": False},
+    "spoilt": {"to": torch.uint8, "spoil": True},
+}
 MM: dict[str, Settings] = {
     **_SIZES,
     **_PACKED,
@@ -220,6 +253,11 @@ MM: dict[str, Settings] = {
     "raw_unsigned": {"raw": True, "signed": False, "zeros": True},
     "raw_extreme": {"raw": True, "extreme": True, "k": 16_384},
     "raw_extreme_unsigned": {"raw": True, "extreme": True, "k": 16_384, "signed": False},
+    **{f"to_8_bits_{name}": {"to": torch.int8, **settings} for name, settings in _TO_8_BITS.items()},
+    **{
+        f"packed_to_8_bits_{name}": {"to": torch.int8, **_PACKED[f"packed_{name}"]}
+        for name in ("plain", "even")
+    },
 }
 LINEAR: dict[str, Settings] = {
     **_SIZES,
@@ -267,5 +305,6 @@ _LONG = ("more_rows_than_a_sum_holds", "more_outputs_than_a_sum_holds")
 def dtypes(op: str, name: str) -> tuple[torch.dtype, ...]:
     """Of the output, and of int8_linear's input."""
     large = name.removeprefix("packed_") in ("threads", "deep", *_LONG)
-    single = op in ("int8_pack", "int8_unpack") or name.startswith("raw") or large
+    whole = name.startswith("raw") or "to_8_bits" in name
+    single = op in ("int8_pack", "int8_unpack") or whole or large
     return REAL[:1] if single else REAL
