@@ -152,7 +152,7 @@ def test_8_bits_again_are_those_of_quantize(cuda, cut: str, act: str | None, zer
         if zero_point is not None:
             grid["output_zero_point"] = torch.tensor(zero_point, dtype=torch.int32)
         want = quantize(real, *grid.values(), group_size=0, symmetric=zero_point is None)[0]
-        assert want.dtype == dtype and len(want.unique()) > 50
+        assert want.dtype == dtype and len(want.unique()) > 20
         for got in (torch.full((m, n), 7, dtype=dtype), misaligned(torch.full((m, n), 7, dtype=dtype))):
             emulated_int8.RUN["int8_mm"](module, {**call, **grid}, {"results": got})
             assert torch.equal(got, want) and bool((got[1] == (zero_point or 0)).all())
