@@ -25,11 +25,8 @@ from .int8_backward_tiles import LONGEST, gradient_tiles, gradient_tiles_tma
 from .machine import THREADS, machine_of, programs_of
 
 _OF_ROWS, _OF_COLUMNS = 0, 1  # Philox's streams
-_TILE, _DEEP, _SIDE = (
-    4096,
-    128,
-    64,
-)  # elements of g at a time, of them along a column; a side of what is turned
+_TILE, _COLUMNS = 4096, 32  # elements of g at a time; columns side by side, of a long g
+_SIDE = 64  # of a square that is turned
 
 
 def _step(vector: Tensor | None) -> int:
@@ -53,16 +50,19 @@ class _Gradient:
         self.long = self.width > LONGEST
 
     def make_ready(self, factors: Tensor | None, zeros: Tensor | None, seed: int | None, stream: int) -> None:
-        depth, widest = self.g.shape[1], _TILE if self.g.stride(1) == 1 else _DEEP
+        depth = self.g.shape[1]
+        even = seed is None or depth % 4 == 0
+        tile = _TILE if even else _TILE // 2  # else every line has places of its own, in registers
+        widest = tile if self.g.stride(1) == 1 else tile // _COLUMNS
         deep = min(triton.next_power_of_2(max(16, self.width)), widest)
-        programs = triton.cdiv(self.lines, _TILE // deep)
+        programs = triton.cdiv(self.lines, tile // deep)
         turning = triton.cdiv(self.width, _SIDE) * triton.cdiv(self.outputs, _SIDE)
         plan.launch(
             make_ready, programs + turning, self.g, factors, zeros, seed, self.q, self.scales, self.starts,
             self.right, self.turned, self.lines, depth, self.width, self.outputs, programs,
             *self.g.stride(), *self.right.stride(),
-            STEPS=(_step(factors), _step(zeros)), STREAM=stream, EVEN=seed is None or depth % 4 == 0,
-            LINES=_TILE // deep, DEPTH=deep, SIDE=_SIDE,
+            STEPS=(_step(factors), _step(zeros)), STREAM=stream, EVEN=even,
+            LINES=tile // deep, DEPTH=deep, SIDE=_SIDE,
             num_warps=2 * THREADS // programs_of(self.g.device)[1], enable_fp_fusion=False,
         )  # fmt: skip
 

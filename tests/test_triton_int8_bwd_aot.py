@@ -28,16 +28,12 @@ def _launches(
     tiles: str | None = None,
     seed: int | None = None,
 ) -> list[Launch]:
-    """Of both gradients: made ready and multiplied, for the input and for the weight."""
+    """Of both gradients: made ready and multiplied, of the input and of the weight. An odd m: all is odd."""
     from onepass.kernels import int8_backward, int8_plan
     from onepass.kernels.machine import Machine
 
-    machine, launches, n, k = (
-        Machine(132, SHARED[target] * 1024, target != 942, 90 <= target < 900),
-        [],
-        512,
-        256,
-    )
+    machine, launches = Machine(132, SHARED[target] * 1024, target != 942, 90 <= target < 900), []
+    n, k = (512, 256) if m % 16 == 0 else (509, 251)
 
     def record(kernel: Any, _: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, arguments, constants))
@@ -95,6 +91,17 @@ def test_elements_move_in_128_bits(which: int, g: torch.dtype, seed: int | None,
     found = _accesses(function)
     assert not {"LDG8", "LDG16", "STG8", "STG16"} & found.keys(), found
     assert found["LDG128"] > 1 and found["STG128"] > 0
+
+
+ODD = _rows(
+    {(INPUT_READY, 5, 80), (WEIGHT, None, 90)}, (INPUT_READY, INPUT, WEIGHT_READY, WEIGHT), (None, 5), TARGETS
+)
+
+
+@pytest.mark.parametrize("which, seed, target", ODD)
+def test_odd_sizes_keep_their_registers(which: int, seed: int | None, target: int, tmp_path: Path):
+    """Elements that move one by one, and lines that begin within blocks of random numbers."""
+    _function(_launches(target, m=323, x=torch.uint8, y=torch.float32, seed=seed)[which], target, tmp_path)
 
 
 # --- products -----------------------------------------------------------------------------------------------
