@@ -481,6 +481,7 @@ def test_benchmarks_are_asked_for_what_there_is(host: Machine) -> None:
     assert layers == [
         ("int8_linear", "bfloat16", "4096x4096"),
         ("int8_weight_only_mm", "bfloat16", "4096x4096"),
+        ("int8_mm_bwd", "bfloat16", "4096x4096"),
         ("int8_linear", "bfloat16", "768x768", "11008x4096"),
         ("int8_linear", "float16", "4096x4096"),
     ]
