@@ -22,9 +22,8 @@ def _leave(sums, starts, first, first_output, y, scales, lines, outputs):
     if starts is not None:
         at = first + tl.arange(0, sums.shape[0])
         sums = sums.to(tl.int64) + tl.load(starts + at, mask=at < lines, other=0)[:, None]
-    finish(
-        sums, None, first, first_output, (y, scales, None, None, None, lines, outputs), tl.int8, _STEPS, None
-    )
+    behind = (y, scales, None, None, None, None, None, lines, outputs)
+    finish(sums, None, first, first_output, behind, tl.int8, _STEPS, None)
 
 
 @triton.jit
