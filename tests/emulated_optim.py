@@ -22,7 +22,7 @@ SOURCES = (
 
 
 # The others: emulated_norm.py, emulated_int8.py.
-SERVED = [op for op in OPS if "CUDA" in op.cpp and op.bench not in ("norm", "int8")]
+SERVED = [op for op in OPS if "CUDA" in op.cpp and op.bench not in ("norm", "int8", "fake_quant")]
 
 
 @functools.cache
