@@ -1,5 +1,7 @@
 // Masks of a bit an element, the first in the lowest bit of the first byte.
 #pragma once
+#include <algorithm>
+
 #include "vector.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -45,9 +47,17 @@ class BitWriter {
   int count_ = 0;
 };
 
-// n bits, kMost at most, from bit `at` on, and others above them. No byte is read that has none of them.
+// n bits, kMost at most, from bit `at` on, and others above them. No byte is read that has none of them; but
+// of eight bits the one before, for the mask has two bytes at least.
 template <int kMost>
 ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at, int64_t n) {
+  if constexpr (kMost == 8)
+    if (n == 8) {
+      const int64_t first = std::max<int64_t>(at - 1, 0) >> 3;
+      uint16_t both;
+      std::memcpy(&both, mask + first, sizeof both);  // the lowest byte comes first, as below
+      return static_cast<unsigned>(both) >> (at - 8 * first);
+    }
   const unsigned within = static_cast<unsigned>(at) % 8, last = (within + static_cast<unsigned>(n) - 1) / 8;
   const uint8_t* from = mask + (at >> 3);
   unsigned bits = from[0];
@@ -64,6 +74,21 @@ ONEPASS_INLINE unsigned read_whole_bits(const uint8_t* mask, int64_t at) {
   unsigned bits = 0;
   std::memcpy(&bits, mask + (at >> 3), n / 8);
   return bits;
+}
+
+// All ones in the lanes whose bits are set, from bit `at` on. whole: vectors begin with a byte, or share one
+// evenly.
+template <bool whole, class Lanes, class S = Lanes::Storage>
+ONEPASS_INLINE Integers<S> read_lanes(const uint8_t* mask, int64_t at, Lanes lanes) {
+  constexpr int n = kLanes<S>;
+  if constexpr (whole) return lanes_of<S>(read_whole_bits<n>(mask, at));
+  return lanes_of<S>(read_bits<n>(mask, at, lanes.loaded()));
+}
+template <bool whole, class S, int second>
+ONEPASS_INLINE Integers<S> read_lanes(const uint8_t* mask, int64_t at, EveryOther<S, second> lanes) {
+  constexpr int n = 2 * kLanes<S>;
+  if constexpr (whole) return lanes_of<S, second, 2>(read_whole_bits<n>(mask, lanes.first(at)));
+  return lanes_of<S, second, 2>(read_bits<n>(mask, lanes.first(at), n));
 }
 
 }  // namespace onepass::ONEPASS_ISA

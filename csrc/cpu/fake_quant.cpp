@@ -39,12 +39,10 @@ template <class S>
 class Sum {
  public:
   ONEPASS_INLINE void add(Vector<S> v) {
-    VectorOf<float, kHalf> half[2];
-    std::memcpy(half, &v, sizeof v);
-    low_ += __builtin_convertvector(half[0], Doubles);
-    high_ += __builtin_convertvector(half[1], Doubles);
+    low_ += __builtin_convertvector((half_of<2 * kHalf, 0>(v)), Doubles);
+    high_ += __builtin_convertvector((half_of<2 * kHalf, kHalf>(v)), Doubles);
   }
-  double total() const { return sum_of_lanes<double, kHalf>(low_ + high_); }
+  double total() const { return sum_of_lanes<kHalf>(low_ + high_); }
 
  private:
   static constexpr int kHalf = kLanes<S> / 2;

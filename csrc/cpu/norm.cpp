@@ -18,6 +18,7 @@ constinit const NormKernels norm_kernels = {
     EACH_ACTIVATION(apply),
     EACH_ACTIVATION(grad_sums),
     EACH_ACTIVATION(grad_apply),
+    {kInTurn<float>, kInTurn<double>, kInTurn<BFloat16>, kInTurn<Float16>},
     read_probe,
     copy_probe,
 };

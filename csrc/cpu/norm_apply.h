@@ -22,13 +22,13 @@ struct Forward {
 
   static constexpr bool adds = residual, keeps_bits = bits;
 
-  // Of the lanes i, i + 1 ...; passed: those that do, where bits are kept.
+  // Of the lanes i, i + 1 ...; passed: all ones in those that do, where bits are kept.
   template <class Lanes>
   ONEPASS_INLINE Vector<S> operator()(int64_t i, Lanes lanes, Vector<S> mean, Vector<S> scale,
-                                      Vector<S> shift, unsigned& passed) const {
+                                      Vector<S> shift, Integers<S>& passed) const {
     Vector<S> v = normalise(lanes.load(x + i), mean, scale, shift);
     if constexpr (residual) v += lanes.load(z + i);
-    if constexpr (bits) passed = lanes.fresh(bits_of<S>(passes<act>(v)));
+    if constexpr (bits) passed = passes<act>(v);
     return activate<act>(v, negative_slope);
   }
 };
@@ -52,26 +52,27 @@ ONEPASS_INLINE void apply_runs(const Pass forward, S* y, int64_t apart, int64_t 
       if (Pass::adds && flow.residual) ask_ahead<kLine<S>>(forward.z + r * apart + i);
       if (kRows == 1 && flow.results) ask_ahead<kLine<S>>(y + i);
       Vector<S> made[kVectors];
-      unsigned line = 0;
+      Integers<S> passed[kVectors];
       each<kVectors>([&](auto k) ONEPASS_FLAT {
-        unsigned passed = 0;
-        made[k] = forward(r * apart + i + k * kLanes<S>, Whole<S>{}, mean[k], scale[k], shift[k], passed);
-        line |= passed << (k * kLanes<S>);
+        made[k] =
+            forward(r * apart + i + k * kLanes<S>, InLine<S, k>{}, mean[k], scale[k], shift[k], passed[k]);
       });
       store_vectors(y + r * apart + i, made, past);
-      if constexpr (Pass::keeps_bits) mask[r].template put<kLine<S>>(line);
+      if constexpr (Pass::keeps_bits) mask[r].template put<kLine<S>>(bits_of_line<S>(passed));
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for_each_vector<S>(i, n, [&](int64_t k, auto lanes) ONEPASS_FLAT {
+  for (int r = 0; r < kRows; ++r) {
+    const auto one = [&](int64_t k, auto lanes) ONEPASS_FLAT {
       const int64_t at = r * apart + k;
-      unsigned passed = 0;
+      Integers<S> passed;
       lanes.store(
           y + at,
           forward(at, lanes, table.mean(k, lanes), table.scale(k, lanes), table.shift(k, lanes), passed),
           past);
-      if constexpr (Pass::keeps_bits) mask[r].put(passed, lanes.n);
-    });
+      if constexpr (Pass::keeps_bits) mask[r].put(lanes.fresh(bits_of<S>(passed)), lanes.n);
+    };
+    for_each_vector<S>(i, n, one, table.earliest(i));
+  }
 }
 
 template <class S, class Pass>
@@ -79,14 +80,13 @@ void planar_apply(const NormCall& call, const void* table, int64_t from, int64_t
   Stage<S> y(call, call.y);
   BitWriter mask;
   if (call.mask) mask.begin(call.mask + from / 8);
-  for (int64_t at = from; at < to; at += y.kElements) {
-    const int64_t n = std::min(y.kElements, to - at);
+  y.for_each_piece(from, to, [&](int64_t at, int64_t n) {
     for (Run run(call.shape, at, n); run.count; run.next())
-      apply_runs<1>(Pass(call, at + run.first), y.at(at) + run.first, 0, run.count,
+      apply_runs<1>(Pass(call, at + run.first), y.at(at, run.first), 0, run.count,
                     Coefficients<S, Same>(table, call.shape.channels, run.channel), y.direct(), call.flow,
                     &mask);
     y.flush(at, n);
-  }
+  });
 }
 
 template <class S, class Pass>

@@ -43,10 +43,8 @@ struct Gated {
                                       Vector<S> shift) const {
     const Vector<S> g = lanes.load(dy + i);
     if constexpr (act == Activation::kNone) return g;
-    if constexpr (by == By::kWholeBits)
-      return gate<act>(g, lanes_of<S>(read_whole_bits<kLanes<S>>(mask, at + i)), negative_slope);
-    if constexpr (by == By::kBits)
-      return gate<act>(g, lanes_of<S>(read_bits<kLanes<S>>(mask, at + i, lanes.loaded())), negative_slope);
+    if constexpr (by == By::kBits || by == By::kWholeBits)
+      return gate<act>(g, read_lanes<by == By::kWholeBits>(mask, at + i, lanes), negative_slope);
     Vector<S> v = normalise(xs, mean, scale, shift);
     if constexpr (by == By::kInputAndResidual) v += lanes.load(z + i);
     return activation_grad<act>(g, v, negative_slope);
@@ -78,8 +76,9 @@ ONEPASS_INLINE void add_grad_run(const G gated, S* dz, int64_t n, const Coeffici
       ask_ahead<kSums * kLanes<S>>(gated.dy + i);
     }
     Vector<S> g[kSums / kOfLine][kOfLine];
-    each<kSums>([&](auto j)
-                    ONEPASS_FLAT { g[j / kOfLine][j % kOfLine] = add(i + j * kLanes<S>, Whole<S>{}, j); });
+    each<kSums>([&](auto j) ONEPASS_FLAT {
+      g[j / kOfLine][j % kOfLine] = add(i + j * kLanes<S>, InLine<S, j>{}, j);
+    });
     if (dz)
       each<kSums / kOfLine>([&](auto l) ONEPASS_FLAT {
         store_vectors<G::kExact>(dz + i + l * kOfLine * kLanes<S>, g[l], past);
@@ -97,22 +96,26 @@ template <class G, class S = G::S>
 void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, double* sum, double* dot) {
   const int64_t pixels = call.shape.pixels, channels = call.shape.channels;
   Stage<S> dz(call, call.flow.early ? call.dresidual : nullptr);
-  for (int64_t image = block.first; image < block.last; ++image)
-    for (int64_t c = block.begin; c < block.end; ++c) {
-      const Coefficients<S, Same> here(table, channels, c);
-      for (int64_t i = 0; i < pixels; i += kGradChunk) {
-        const int64_t at = (image * channels + c) * pixels + i, n = std::min(kGradChunk, pixels - i);
-        add_grad_run(G(call, at), dz.at(at), n, here, dz.direct(), call.flow.first, sum[c - block.begin],
-                     dot[c - block.begin]);
-        dz.flush(at, n);
+  const auto add = [&](int64_t from, int64_t to) {
+    dz.for_each_piece(from, to, [&](int64_t at, int64_t n) {
+      for (Run run(call.shape, at, n); run.count; run.next()) {
+        const Coefficients<S, Same> here(table, channels, run.channel);
+        const int64_t c = run.channel - block.begin, end = run.first + run.count;
+        for (int64_t i = run.first; i < end; i += kGradChunk)
+          add_grad_run(G(call, at + i), dz.at(at, i), std::min(kGradChunk, end - i), here, dz.direct(),
+                       call.flow.first, sum[c], dot[c]);
       }
-    }
+      dz.flush(at, n);
+    });
+  };
+  for (int64_t image = block.first; image < block.last; ++image)
+    add((image * channels + block.begin) * pixels, (image * channels + block.end) * pixels);
 }
 
 template <int kRows, class G, class S = G::S>
 ONEPASS_INLINE void add_grad_pixels(const G gated, int64_t apart, int64_t n, bool ahead,
                                     const Coefficients<S, Each>& table, Arithmetic<S>* s, Arithmetic<S>* d) {
-  for_each_vector<S>(0, n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
+  for_each_in_line<S>(n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
     const Vector<S> mean = table.mean(i, lanes), scale = table.scale(i, lanes), shift = table.shift(i, lanes);
     Vector<S> sum = lanes.load_wide(s + i), dot = lanes.load_wide(d + i);
     for (int r = 0; r < kRows; ++r) {
@@ -186,7 +189,7 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
       Vector<S> g[kVectors], made[kVectors];
       each<kVectors>([&](auto k) ONEPASS_FLAT {
         const int64_t c = i + k * kLanes<S>, at = r * apart + c;
-        const Whole<S> lanes;
+        const InLine<S, k> lanes;
         const Vector<S> mean = table.mean(c, lanes), scale = table.scale(c, lanes),
                         x = lanes.load(gated.x + at);
         g[k] = gated(at, lanes, x, mean, scale, table.shift(c, lanes));
@@ -196,8 +199,8 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
       store_vectors(dx + r * apart + i, made, past);
       if (dz) store_vectors<G::kExact>(dz + r * apart + i, g, past);
     }
-  for (int r = 0; r < kRows; ++r)
-    for_each_vector<S>(i, n, [&](int64_t c, auto lanes) ONEPASS_FLAT {
+  for (int r = 0; r < kRows; ++r) {
+    const auto one = [&](int64_t c, auto lanes) ONEPASS_FLAT {
       const int64_t at = r * apart + c;
       const Vector<S> mean = table.mean(c, lanes), scale = table.scale(c, lanes),
                       x = lanes.load(gated.x + at);
@@ -207,24 +210,23 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
           given ? g * scale : input_grad(g, x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)),
           past);
       if (dz) lanes.store(dz + at, g, past);
-    });
+    };
+    for_each_vector<S>(i, n, one, table.earliest(i));
+  }
 }
 
 template <class G, class S = G::S>
 void planar_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
   void* dresidual = call.flow.early ? nullptr : call.dresidual;
-  Stage<S> dx(call, call.dx), dz(call, dresidual);
-  const bool direct = dx.direct() && (!dresidual || dz.direct());
-  for (int64_t at = from; at < to; at += dx.kElements) {
-    const int64_t n = std::min(dx.kElements, to - at);
+  Stage<S> dx(call, call.dx, dresidual), dz(call, dresidual, call.dx);
+  dx.for_each_piece(from, to, [&](int64_t at, int64_t n) {
     for (Run run(call.shape, at, n); run.count; run.next())
-      input_grad_runs<1>(G(call, at + run.first), dx.at(at) + run.first,
-                         dresidual ? dz.at(at) + run.first : nullptr, 0, run.count,
-                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, direct,
-                         call.flow);
+      input_grad_runs<1>(G(call, at + run.first), dx.at(at, run.first), dz.at(at, run.first), 0, run.count,
+                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given,
+                         dx.direct(), call.flow);
     dx.flush(at, n);
     dz.flush(at, n);
-  }
+  });
 }
 
 template <class G, class S = G::S>

@@ -50,13 +50,15 @@ inline void set(const ChannelVector& v, int64_t c, double value) {
 template <class T>
 struct Channels {
   const NormCall& call;
+  Order order;
   T* table;
 
   // A NaN has nothing in its lower half: vector.h rounds what comes of it without a look.
   void set_column(int64_t k, int64_t c, T value) const {
     const int64_t share = call.shape.share;
     if (value != value) value = std::numeric_limits<T>::quiet_NaN();
-    std::fill_n(table + k * call.shape.channels + c * share, share, value);
+    T* row = table + k * call.shape.channels;
+    for (int64_t i = c * share; i < (c + 1) * share; ++i) row[order(i)] = value;
   }
   T* stat(int64_t k, int64_t c) const { return static_cast<T*>(call.stats) + k * call.shape.norms() + c; }
   ChannelStats stats(int64_t c) const { return {*stat(0, c), *stat(1, c), *stat(2, c)}; }

@@ -42,6 +42,15 @@ struct NormBlock {
   int64_t first, last, begin, end;
 };
 
+// Where channels are innermost, kernels may compute a line's elements in turn (vector.h): of sixteen first
+// those of even places. Coefficients and sums of the first `in_turn` columns then lie as they are computed.
+struct Order {
+  int64_t in_turn = 0;
+  int64_t operator()(int64_t column) const {
+    return column < in_turn ? (column & ~15) | (column & 1) << 3 | (column >> 1 & 7) : column;
+  }
+};
+
 constexpr int kActivations = 4, kDTypes = 4;  // those of DType that are served, in its order
 
 // Coefficients are arrays [.., channels] of the arithmetic type: mean, scale, shift (Normalise); for
@@ -59,6 +68,8 @@ struct NormKernels {
   Apply apply[kActivations][kDTypes];
   GradSums grad_sums[kActivations][kDTypes];
   Apply grad_apply[kActivations][kDTypes];
+
+  bool in_turn[kDTypes];  // whole lines of 32 halves
 
   // Yardsticks: norm_probe.h.
   float (*read_probe)(const float* a, const float* b, int64_t n);

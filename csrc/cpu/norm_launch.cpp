@@ -55,39 +55,68 @@ static void add_grads(const NormCall& call, const NormPlan& plan, const PartRoom
                                                     room.first(part, b.begin), room.second(part, b.begin));
 }
 
-// The moments of a channel over all parts.
-static Moments merged(const NormCall& call, const NormPlan& plan, const PartRoom& room, int64_t c) {
+// The moments, or sums, of channels [from, to) over all parts, in the first part's place. Part by part: its
+// channels lie side by side.
+static void merge_parts(const NormCall& call, const NormPlan& plan, const PartRoom& room, int64_t from,
+                        int64_t to) {
+  double before = plan.count(call.shape, 0);
+  for (int64_t part = 1; part < plan.parts; ++part) {
+    const double count = plan.count(call.shape, part), share = count / (before + count);
+    const double *mean = room.first(part, 0), *m2 = room.second(part, 0);
+    double *all_mean = room.first(0, 0), *all_m2 = room.second(0, 0);
+    for (int64_t c = from; c < to; ++c) Moments::merge(all_mean[c], all_m2[c], before, share, mean[c], m2[c]);
+    before += count;
+  }
+}
+static void add_parts(const NormPlan& plan, const PartRoom& room, int64_t from, int64_t to) {
+  for (int64_t part = 1; part < plan.parts; ++part)
+    for (int64_t c = from; c < to; ++c) {
+      *room.first(0, c) += *room.first(part, c);
+      *room.second(0, c) += *room.second(part, c);
+    }
+}
+
+static Order order_of(const NormCall& call) {
+  const bool in_turn = call.shape.channels_last && kernels().in_turn[of(call.dtype)];
+  return {in_turn ? call.shape.channels / 32 * 32 : 0};
+}
+
+// Of a channel whose parts are merged: those of all columns that share its statistics.
+static Moments merged(const NormCall& call, const PartRoom& room, const Order& order, int64_t c) {
   Moments all;
   const int64_t share = call.shape.share;
-  for (int64_t part = 0; part < plan.parts; ++part)
-    for (int64_t k = c * share; k < (c + 1) * share; ++k)
-      all.merge({plan.count(call.shape, part), *room.first(part, k), *room.second(part, k)});
+  const double count = static_cast<double>(call.shape.count() / share);
+  for (int64_t k = c * share; k < (c + 1) * share; ++k)
+    all.merge({count, *room.first(0, order(k)), *room.second(0, order(k))});
   return all.finite() ? all : moments_again(call, c);
 }
 
 struct GradSums {
   double sum = 0, dot = 0;
 };
-// The same of its gradients.
-static GradSums summed(const NormShape& shape, const NormPlan& plan, const PartRoom& room, int64_t c,
+static GradSums summed(const NormShape& shape, const PartRoom& room, const Order& order, int64_t c,
                        const ChannelStats& stats) {
   GradSums all;
-  const int64_t share = shape.share;
-  for (int64_t part = 0; part < plan.parts; ++part)
-    for (int64_t k = c * share; k < (c + 1) * share; ++k) {
-      all.sum += *room.first(part, k);
-      all.dot += *room.second(part, k);
-    }
+  for (int64_t k = c * shape.share; k < (c + 1) * shape.share; ++k) {
+    all.sum += *room.first(0, order(k));
+    all.dot += *room.second(0, order(k));
+  }
   all.dot = whole_dot(all.dot, all.sum, stats);
   return all;
 }
 
-// body(c) for all channels that have statistics, each of which looks at so many parts.
+// body(from, to) for ranges of all channels that have statistics, each of which looks at so many parts.
+// Ranges end between sixteens, within which columns may be in turn.
+template <class Body>
+static void each_range(const NormShape& shape, int64_t parts, const Body& body) {
+  const int64_t pieces = pieces_of(shape.channels * parts), norms = shape.norms();
+  const auto cut = [&](int64_t k) { return k == pieces ? norms : norms * k / pieces / 16 * 16; };
+  in_parallel(pieces, [&](int64_t k) { body(cut(k), cut(k + 1)); });
+}
 template <class Body>
 static void each_channel(const NormShape& shape, int64_t parts, const Body& body) {
-  const int64_t pieces = pieces_of(shape.channels * parts), norms = shape.norms();
-  in_parallel(pieces, [&](int64_t k) {
-    for (int64_t c = norms * k / pieces; c < norms * (k + 1) / pieces; ++c) body(c);
+  each_range(shape, parts, [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; ++c) body(c);
   });
 }
 
@@ -116,7 +145,7 @@ static void over_block(NormKernels::Apply kernel, const NormCall& call, const vo
     kernel(call, table, (image * s.channels + b.begin) * s.pixels, (image * s.channels + b.end) * s.pixels);
 }
 
-// first(block), settle(channel) behind all blocks that the channel is in, then the second pass.
+// first(block), settle(from, to) of channels behind all blocks that they are in, then the second pass.
 template <class First, class Settle>
 static void two_passes(const NormCall& call, const NormPlan& plan, const void* table,
                        NormKernels::Apply second, const First& first, const Settle& settle) {
@@ -126,19 +155,19 @@ static void two_passes(const NormCall& call, const NormPlan& plan, const void* t
     return in_parallel(plan.blocks(), [&](int64_t k) {
       const NormBlock block = plan.block(call.shape, k);
       first(k);
-      for (int64_t c = block.begin; c < block.end; ++c) settle(c);
+      settle(block.begin, block.end);
       over_block(second, k + 1 < plan.blocks() ? call : last, table, block);
     });
   }
   in_parallel(plan.blocks(), first);
-  each_channel(call.shape, plan.parts, settle);
+  each_range(call.shape, plan.parts, settle);
   everywhere(second, call, table);
 }
 
 // --- whole calls ------------------------------------------------------------------------------------------
 template <class T>
 static Channels<T> channels_of(const NormCall& call) {
-  return {call, room<For::kTable, T>(5 * call.shape.channels)};
+  return {call, order_of(call), room<For::kTable, T>(5 * call.shape.channels)};
 }
 static NormKernels::Apply apply_kernel(const NormCall& call) {
   return kernels().apply[of(call.act)][of(call.dtype)];
@@ -159,7 +188,11 @@ static void forward(NormCall call, const RunningStats& running, double eps) {
   two_passes(
       call, plan, channels.table, apply_kernel(call),
       [&](int64_t block) { measure(call, plan, room, block); },
-      [&](int64_t c) { channels.settle(c, merged(call, plan, room, c), running, factor, eps); });
+      [&](int64_t from, int64_t to) {
+        merge_parts(call, plan, room, from * call.shape.share, to * call.shape.share);
+        for (int64_t c = from; c < to; ++c)
+          channels.settle(c, merged(call, room, channels.order, c), running, factor, eps);
+      });
 }
 
 template <class T>
@@ -177,14 +210,18 @@ static void backward(NormCall call, const ChannelVector& dweight, const ChannelV
   const PartRoom room(plan, call.shape.channels);
   const auto channels = channels_of<T>(call);
   const bool empty = call.shape.numel() == 0, sums = !call.given || dweight.data || dbias.data;
-  const auto settle = [&](int64_t c) {
-    const GradSums all = empty ? GradSums{} : summed(call.shape, plan, room, c, channels.stats(c));
-    set(dbias, c, all.sum);
-    set(dweight, c, all.dot * channels.stats(c).invstd);
-    channels.input_grad(c, all.sum, all.dot, static_cast<double>(call.shape.count()));
+  const auto settle = [&](int64_t from, int64_t to) {
+    if (!empty) add_parts(plan, room, from * call.shape.share, to * call.shape.share);
+    for (int64_t c = from; c < to; ++c) {
+      const GradSums all =
+          empty ? GradSums{} : summed(call.shape, room, channels.order, c, channels.stats(c));
+      set(dbias, c, all.sum);
+      set(dweight, c, all.dot * channels.stats(c).invstd);
+      channels.input_grad(c, all.sum, all.dot, static_cast<double>(call.shape.count()));
+    }
   };
   each_channel(call.shape, 1, [&](int64_t c) { channels.normalise(c); });
-  if (empty) return each_channel(call.shape, 1, settle);
+  if (empty) return each_range(call.shape, 1, settle);
   if (!sums) return everywhere(grad_kernel(call), call, channels.table);
   two_passes(
       call, plan, channels.table, grad_kernel(call),
@@ -197,15 +234,19 @@ static void moments(const NormCall& call, T* out) {
   const NormPlan plan = NormPlan::make(call, 1);
   const PartRoom room(plan, call.shape.channels);
   const int64_t channels = call.shape.norms();
+  const Order order = order_of(call);
   std::fill_n(out, 3 * channels, T(0));
   out[3 * channels] = static_cast<T>(call.shape.count());
   if (call.shape.numel() == 0) return;
   in_parallel(plan.blocks(), [&](int64_t block) { measure(call, plan, room, block); });
-  each_channel(call.shape, plan.parts, [&](int64_t c) {
-    const Moments all = merged(call, plan, room, c);
-    out[c] = static_cast<T>(all.mean);
-    out[channels + c] = low_part<T>(all.mean);
-    out[2 * channels + c] = static_cast<T>(all.m2);
+  each_range(call.shape, plan.parts, [&](int64_t from, int64_t to) {
+    merge_parts(call, plan, room, from * call.shape.share, to * call.shape.share);
+    for (int64_t c = from; c < to; ++c) {
+      const Moments all = merged(call, room, order, c);
+      out[c] = static_cast<T>(all.mean);
+      out[channels + c] = low_part<T>(all.mean);
+      out[2 * channels + c] = static_cast<T>(all.m2);
+    }
   });
 }
 
@@ -239,13 +280,17 @@ static void grad_sums(const NormCall& call, T* out, const ChannelVector& dweight
   each_channel(call.shape, 1, [&](int64_t c) { channels.normalise(c); });
   if (call.shape.numel() > 0)
     in_parallel(plan.blocks(), [&](int64_t block) { add_grads(call, plan, room, channels.table, block); });
-  each_channel(call.shape, plan.parts, [&](int64_t c) {
-    const GradSums all =
-        call.shape.numel() > 0 ? summed(call.shape, plan, room, c, channels.stats(c)) : GradSums{};
-    out[c] = static_cast<T>(all.sum);
-    out[count + c] = static_cast<T>(all.dot);
-    set(dbias, c, all.sum);
-    set(dweight, c, all.dot * channels.stats(c).invstd);
+  each_range(call.shape, plan.parts, [&](int64_t from, int64_t to) {
+    const bool empty = call.shape.numel() == 0;
+    if (!empty) add_parts(plan, room, from * call.shape.share, to * call.shape.share);
+    for (int64_t c = from; c < to; ++c) {
+      const GradSums all =
+          empty ? GradSums{} : summed(call.shape, room, channels.order, c, channels.stats(c));
+      out[c] = static_cast<T>(all.sum);
+      out[count + c] = static_cast<T>(all.dot);
+      set(dbias, c, all.sum);
+      set(dweight, c, all.dot * channels.stats(c).invstd);
+    }
   });
   out[2 * count] = static_cast<T>(call.shape.count());
 }

@@ -34,6 +34,10 @@ struct Same {
 // Those of Normalise and of InputGrad (whose scale is the same) for a run that begins with this channel.
 template <class S, template <class> class Kind>
 struct Coefficients {
+  // Where the last vector of a run may begin: before i each has coefficients of its own, in turn.
+  static constexpr int64_t earliest(int64_t i) {
+    return kInTurn<S> && std::is_same_v<Kind<S>, Each<S>> ? i : 0;
+  }
   Kind<S> mean, scale, shift, slope, constant;
 
   Coefficients(const void* table, int64_t channels, int64_t channel)
@@ -47,6 +51,17 @@ struct Coefficients {
         slope{table + 3 * channels},
         constant{table + 4 * channels} {}
 };
+
+// Calls body(i, lanes) for the vectors of n elements: those of whole lines, in turn where halves are; the
+// rest.
+template <class S, class Body>
+ONEPASS_INLINE void for_each_in_line(int64_t n, const Body& body) {
+  int64_t i = 0;
+  if constexpr (kInTurn<S>)
+    for (; i + kLine<S> <= n; i += kLine<S>)
+      each<kLineVectors<S>>([&](auto k) ONEPASS_FLAT { body(i + k * kLanes<S>, InLine<S, k>{}); });
+  for_each_vector<S>(i, n, body);
+}
 
 // --- memory -----------------------------------------------------------------------------------------------
 template <class S>
@@ -72,19 +87,29 @@ class Stage {
  public:
   static constexpr int64_t kElements = 4096 / sizeof(S);
 
-  // data: null where this result is not wanted.
-  Stage(const NormCall& call, void* data)
+  // data: null where this result is not wanted. also: the one that is made with it, and goes the same way.
+  explicit Stage(const NormCall& call, void* data, const void* also = nullptr)
       : data_(static_cast<S*>(data)),
         direct_(call.flow.past && call.shape.pixels * static_cast<int64_t>(sizeof(S)) % kVectorBytes == 0 &&
-                reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0),
-        staged_(call.flow.past && !direct_) {}
+                in_vectors(data) && in_vectors(also)),
+        staged_(data && call.flow.past && !direct_) {}
 
   bool direct() const { return direct_; }  // are results to be stored past the caches as they are made?
-  // Where results from element `at` on are to be written.
-  S* at(int64_t at) { return !data_ ? nullptr : staged_ ? room_ : data_ + at; }
+  // Calls body(at, n) for pieces of elements [from, to) that there is room for. They end where a line does,
+  // in a tensor that begins with one.
+  template <class Body>
+  void for_each_piece(int64_t from, int64_t to, const Body& body) const {
+    if (!staged_) return body(from, to - from);
+    for (int64_t at = from, end; at < to; at = end) {
+      end = std::min(at / kLine<S> * kLine<S> + kElements, to);
+      body(at, end - at);
+    }
+  }
+  // Where results from element `at` + i on are to be written, of a piece that begins at `at`.
+  S* at(int64_t at, int64_t i) { return !data_ ? nullptr : (staged_ ? room_ : data_ + at) + i; }
   // When n of them have been: brings them to their place.
   void flush(int64_t at, int64_t n) {
-    if (!data_ || !staged_) return;
+    if (!staged_) return;
     S* to = data_ + at;
     const int64_t misfit =
         -(reinterpret_cast<intptr_t>(to) / static_cast<intptr_t>(sizeof(S))) & (kLine<S> - 1);
@@ -95,6 +120,7 @@ class Stage {
   }
 
  private:
+  static bool in_vectors(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
   static ONEPASS_INLINE void stream_line(S* to, const S* from) {
     for (int k = 0; k < kLine<float>; k += kLanes<float>)
       store_vector(reinterpret_cast<float*>(to) + k, load_vector(reinterpret_cast<const float*>(from) + k),

@@ -71,7 +71,8 @@ ONEPASS_INLINE void add_runs(const S* x, int64_t apart, int64_t n, T shift, bool
   for (; i + kOfRow * kLanes<S> <= n; i += kOfRow * kLanes<S>) {
     if (ahead) each<kRows>([&](auto r) ONEPASS_FLAT { ask_ahead<kOfRow * kLanes<S>>(x + r * apart + i); });
     each<kSums>([&](auto j) ONEPASS_FLAT {
-      add_deviation(load_vector(x + j / kOfRow * apart + i + j % kOfRow * kLanes<S>), k, s[j], q[j]);
+      const InLine<S, j> lanes;
+      add_deviation(lanes.load(x + j / kOfRow * apart + i + j % kOfRow * kLanes<S>), k, s[j], q[j]);
     });
   }
   each<kRows>([&](auto r) ONEPASS_FLAT {
@@ -145,7 +146,7 @@ void planar_moments(const NormCall& call, NormBlock block, ChunkSums<Arithmetic<
 // --- channels innermost -----------------------------------------------------------------------------------
 template <int kRows, class S, class T>
 ONEPASS_INLINE void add_rows(const S* x, int64_t stride, bool ahead, const ChunkSums<T, T>& sums) {
-  for_each_vector<S>(0, sums.channels, [&](int64_t c, auto lanes) ONEPASS_FLAT {
+  for_each_in_line<S>(sums.channels, [&](int64_t c, auto lanes) ONEPASS_FLAT {
     const Vector<S> shift = lanes.load_wide(sums.shift + c);
     Vector<S> s = lanes.load_wide(sums.s + c), q = lanes.load_wide(sums.q + c);
     for (int r = 0; r < kRows; ++r) {

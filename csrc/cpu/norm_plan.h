@@ -29,7 +29,7 @@ constexpr int64_t kLeastGroups = 8;  // that threads share
 constexpr int64_t kFewPixels = 32, kMostColumns = 8192;
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kElementsPerPart = 131'072;  // at least
-constexpr int64_t kRowsPerPart = 16;           // each has five numbers a channel of its own
+constexpr int64_t kRowsPerPart = 128;          // 16 of them are read twice, and their sums merged in double
 
 // Bytes that are near: what a core has to itself, and on AMD's as much of the third cache as makes 4 MB, for
 // there it takes up what leaves the second, and gives it back at twice the speed of memory.

@@ -193,23 +193,29 @@ ONEPASS_INLINE void store_vector(S* to, Vector<S> v, [[maybe_unused]] bool past 
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// Several of them. On AVX2 a vector of halves is half a vector of memory: they go there two by two. exact:
-// they are halves already. A NaN that becomes bfloat16 has to have nothing in its lower half, as those have
-// that are made of halves or by the processor.
+// The vectors of a line. On AVX2 a vector of halves is half a vector of memory, so they go there two by two;
+// of bfloat16 `in turn`, which is an instruction each (EveryOther, below). exact: they are halves already. A
+// NaN that becomes bfloat16 has to have nothing in its lower half, as those have that are made of halves or
+// by the processor.
 #if defined(__AVX2__) && !defined(__AVX512F__)
+template <class S>
+constexpr bool kInTurn = std::is_same_v<S, BFloat16>;
+
 template <bool exact>
 ONEPASS_INLINE __m256i pair_of(Vector<BFloat16> a, Vector<BFloat16> b, BFloat16) {
-  const auto upper = [](Vector<BFloat16> v) ONEPASS_FLAT {
-    Words bits = bits_as<Words>(v);
-    if constexpr (!exact) bits += 0x7fffu + ((bits >> 16) & 1u);
-    return bits_as<__m256i>(bits >> 16);
+  const auto bits = [](Vector<BFloat16> v) ONEPASS_FLAT {
+    const Words bits = bits_as<Words>(v);
+    return exact ? bits : bits + (0x7fffu + ((bits >> 16) & 1u));
   };
-  return _mm256_permute4x64_epi64(_mm256_packus_epi32(upper(a), upper(b)), 0b11011000);
+  return _mm256_blend_epi16(bits_as<__m256i>(bits(a) >> 16), bits_as<__m256i>(bits(b)), 0b10101010);
 }
 template <bool>
 ONEPASS_INLINE __m256i pair_of(Vector<Float16> a, Vector<Float16> b, Float16) {
   return _mm256_set_m128i(bits_as<__m128i>(to_float16(b)), bits_as<__m128i>(to_float16(a)));
 }
+#else
+template <class S>
+constexpr bool kInTurn = false;
 #endif
 template <bool exact = false, class S, int n>
 ONEPASS_INLINE void store_vectors(S* to, const Vector<S> (&v)[n], bool past) {
@@ -247,6 +253,7 @@ ONEPASS_INLINE void ask_next(const S* from, int64_t bytes) {
 // `rest` where that is given, and are stored once more as they were. `fresh`: without the others.
 template <class S>
 struct Whole {
+  using Storage = S;
   static constexpr int64_t n = kLanes<S>;
   static constexpr int64_t loaded() { return kLanes<S>; }
   ONEPASS_INLINE Vector<S> load(const S* from) const { return load_vector(from); }
@@ -259,6 +266,23 @@ struct Whole {
   ONEPASS_INLINE unsigned fresh(unsigned bits) const { return bits; }
   ONEPASS_INLINE Vector<S> fresh(Vector<S> v) const { return v; }
 };
+// Two vectors of halves in memory, of which this one has every other element: those of even places where it
+// is the first, else those of odd ones. Each is then one instruction away from memory, where halves in a row
+// are two. For results that are the same in any order, and line by line go back as they came.
+template <class S, int second>
+struct EveryOther : Whole<S> {
+  static constexpr int64_t first(int64_t at) { return at - second * kLanes<S>; }  // of both
+  ONEPASS_INLINE Vector<S> load(const S* from) const {
+    VectorOf<uint32_t, kLanes<S>> both;
+    std::memcpy(&both, from - second * kLanes<S>, sizeof both);
+    return bits_as<Vector<S>>(second ? both & 0xffff0000u : both << 16);
+  }
+  ONEPASS_INLINE Vector<S> load(const S* from, Vector<S>) const { return load(from); }
+};
+// Of the vectors of a line, number k.
+template <class S, int k>
+using InLine = std::conditional_t<kInTurn<S>, EveryOther<S, k % 2>, Whole<S>>;
+
 template <class S>
 struct Last : Whole<S> {
   int64_t n;
@@ -282,6 +306,7 @@ struct Last : Whole<S> {
 // stored.
 template <class S>
 struct Few {
+  using Storage = S;
   using T = Arithmetic<S>;
   int64_t n;
 
@@ -311,44 +336,54 @@ struct Few {
 };
 
 // Calls body(i, lanes) for the vectors of a run of n elements, from element `from` on. The last begins early
-// enough to be whole, where the run is long enough.
+// enough to be whole, where the run from `earliest` on is long enough.
 template <class S, class Body>
-ONEPASS_INLINE void for_each_vector(int64_t from, int64_t n, const Body& body) {
+ONEPASS_INLINE void for_each_vector(int64_t from, int64_t n, const Body& body, int64_t earliest = 0) {
   int64_t i = from;
   for (; i + kLanes<S> <= n; i += kLanes<S>) body(i, Whole<S>{});
   if (i == n) return;
-  if (n >= kLanes<S>)
+  if (n - earliest >= kLanes<S>)
     body(n - kLanes<S>, Last<S>{n - i});
   else
     body(i, Few<S>{n - i});
 }
 
 // --- across lanes -----------------------------------------------------------------------------------------
-template <class T, int n>
-ONEPASS_INLINE T sum_of_lanes(VectorOf<T, n> v) {
-  if constexpr (n == 1) {
+// Lanes [first, first + n / 2) of n. In registers: gcc 12 copies halves through memory, in pieces that are
+// not there yet when they are read as one.
+template <int n, int first, class V>
+ONEPASS_INLINE auto half_of(V v) {
+  return [&]<int... k>(std::integer_sequence<int, k...>) ONEPASS_FLAT {
+    return __builtin_shufflevector(v, v, (first + k)...);
+  }(std::make_integer_sequence<int, n / 2>{});
+}
+template <int n, class V>
+ONEPASS_INLINE auto sum_of_lanes(V v) {
+  if constexpr (n == 1)
     return v[0];
-  } else {
-    VectorOf<T, n / 2> half[2];
-    std::memcpy(half, &v, sizeof v);
-    return sum_of_lanes<T, n / 2>(half[0] + half[1]);
-  }
+  else if constexpr (n == 2)
+    return v[0] + v[1];
+  else
+    return sum_of_lanes<n / 2>(half_of<n, 0>(v) + half_of<n, n / 2>(v));
 }
 // In double: all lanes together are much beside one.
 template <class S>
 ONEPASS_INLINE double sum_of(Vector<S> v) {
-  constexpr int n = kLanes<S> / 2;
-  VectorOf<Arithmetic<S>, n> half[2];
-  std::memcpy(half, &v, sizeof v);
-  return sum_of_lanes<double, n>(__builtin_convertvector(half[0], VectorOf<double, n>) +
-                                 __builtin_convertvector(half[1], VectorOf<double, n>));
+  constexpr int n = kLanes<S>;
+  if constexpr (n == 2)
+    return static_cast<double>(v[0]) + static_cast<double>(v[1]);
+  else {
+    using Wide = VectorOf<double, n / 2>;
+    return sum_of_lanes<n / 2>(__builtin_convertvector(half_of<n, 0>(v), Wide) +
+                               __builtin_convertvector(half_of<n, n / 2>(v), Wide));
+  }
 }
 
-// Lane k is all ones where bit k is set, else 0.
-template <class S>
+// Lane k is all ones where bit first + step * k is set, else 0.
+template <class S, int first = 0, int step = 1>
 ONEPASS_INLINE Integers<S> lanes_of(unsigned bits) {
   Integers<S> each;
-  for (int k = 0; k < kLanes<S>; ++k) each[k] = 1 << k;
+  for (int k = 0; k < kLanes<S>; ++k) each[k] = 1 << (first + step * k);
   return ((Integers<S>{} + static_cast<int>(bits)) & each) != 0;
 }
 // The other way round.
@@ -365,6 +400,25 @@ ONEPASS_INLINE unsigned bits_of(Integers<S> lanes) {
 #endif
   unsigned bits = 0;
   for (int k = 0; k < kLanes<S>; ++k) bits |= (lanes[k] & 1u) << k;
+  return bits;
+}
+
+// Of the vectors of a line.
+template <class S, int n>
+ONEPASS_INLINE unsigned bits_of_line(const Integers<S> (&lanes)[n]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (kInTurn<S>) {
+    static_assert(n == 4);
+    const auto halves = [&](int k) ONEPASS_FLAT {
+      return _mm256_blend_epi16(_mm256_srli_epi32(bits_as<__m256i>(lanes[k]), 16),
+                                bits_as<__m256i>(lanes[k + 1]), 0b10101010);
+    };
+    const __m256i bytes = _mm256_packs_epi16(halves(0), halves(2));
+    return static_cast<unsigned>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0b11011000)));
+  }
+#endif
+  unsigned bits = 0;
+  each<n>([&](auto k) ONEPASS_FLAT { bits |= bits_of<S>(lanes[k]) << (k * kLanes<S>); });
   return bits;
 }
 
