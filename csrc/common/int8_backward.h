@@ -3,8 +3,8 @@
 //
 // The scales lie along what is summed over. So they are multiplied into g before it is quantized: with a
 // scale for each row m of g * w_scale, and for each column n of g * x_scale. Both products are then exact, as
-// x @ w' is, up to kMaxDepth numbers, or fewer where zero points are beyond the range of a byte; longer sums
-// are added up in float32, piece by piece.
+// x @ w' is, up to kMaxDepth numbers. On the CPU longer sums, and shorter ones where zero points are beyond
+// the range of a byte, are added up in float32, piece by piece; elsewhere these are exact as well.
 #pragma once
 #include <cstdint>
 
@@ -32,6 +32,9 @@ struct Int8Backward {
   void* grad_input = nullptr;   // [m, k]; null: not wanted
   void* grad_weight = nullptr;  // [n, k]; null: not wanted
   DType dtype = DType::kFloat32;
+
+  int32_t device = 0;       // index among those of its kind
+  void* scratch = nullptr;  // what the driver wants besides: int8_driver.h
 };
 
 }  // namespace onepass

@@ -3,6 +3,8 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <initializer_list>
+
 #include "../common/int8.h"
 
 namespace onepass::cuda {
@@ -40,6 +42,16 @@ constexpr Int8Tile tile_of(Int8Cut cut) {
     default:
       return {16, 32};
   }
+}
+
+// The largest tiles that still give every multiprocessor one. Not measured yet.
+inline Int8Cut largest_tiles(int64_t rows, int64_t outputs, int64_t multiprocessors) {
+  for (const Int8Cut cut : {Int8Cut::kLarge, Int8Cut::kMiddle}) {
+    const auto [of_rows, of_outputs] = tile_of(cut);
+    if ((rows + of_rows - 1) / of_rows * ((outputs + of_outputs - 1) / of_outputs) >= multiprocessors)
+      return cut;
+  }
+  return Int8Cut::kSmall;
 }
 
 }  // namespace onepass::cuda

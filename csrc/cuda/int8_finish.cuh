@@ -56,6 +56,18 @@ __device__ __forceinline__ void store_as(const Int8Work& w, int64_t at, const fl
 }
 
 template <int kWidth>
+__device__ __forceinline__ void store_real(const Int8Work& w, int64_t at, const float (&v)[kWidth], int n) {
+  switch (w.call.y_dtype) {
+    case DType::kBFloat16:
+      return store_as<__nv_bfloat16>(w, at, v, n);
+    case DType::kFloat16:
+      return store_as<__half>(w, at, v, n);
+    default:
+      return store_as<float>(w, at, v, n);
+  }
+}
+
+template <int kWidth>
 __device__ __forceinline__ void store_quantized(const Int8Work& w, int64_t at, const float (&v)[kWidth],
                                                 int n) {
   const Grid grid = w.call.y_grid();
@@ -112,14 +124,7 @@ __device__ __forceinline__ void finish(const Int8Work& w, int64_t row, int64_t c
   for (int i = 0; i < kWidth; ++i) v[i] = scaled(static_cast<float>(sums[i]), w_scale[i], x_scale, bias[i]);
   gate_all(call.gate, v);
   if (call.y_scale) return store_quantized(w, at, v, n);
-  switch (call.y_dtype) {
-    case DType::kBFloat16:
-      return store_as<__nv_bfloat16>(w, at, v, n);
-    case DType::kFloat16:
-      return store_as<__half>(w, at, v, n);
-    default:
-      return store_as<float>(w, at, v, n);
-  }
+  store_real(w, at, v, n);
 }
 
 }  // namespace onepass::cuda

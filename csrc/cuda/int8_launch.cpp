@@ -42,14 +42,8 @@ static Int8Call quantized(Int8Call call, Queue queue) {
 }
 
 // --- the product ------------------------------------------------------------------------------------------
-// The largest tiles that still give every multiprocessor one. Not measured yet.
 Int8Cut int8_cut(const Int8Call& call, int64_t multiprocessors) {
-  if (call.m <= kMostInRows) return Int8Cut::kRows;
-  for (const Int8Cut cut : {Int8Cut::kLarge, Int8Cut::kMiddle}) {
-    const auto [rows, outputs] = tile_of(cut);
-    if ((call.m + rows - 1) / rows * ((call.shape.n + outputs - 1) / outputs) >= multiprocessors) return cut;
-  }
-  return Int8Cut::kSmall;
+  return call.m <= kMostInRows ? Int8Cut::kRows : largest_tiles(call.m, call.shape.n, multiprocessors);
 }
 
 static Int8Work work_of(const Int8Call& call) {

@@ -11,7 +11,8 @@ constexpr int kOnes = 0x01010101;              // what dp4a sums up four numbers
 constexpr uint32_t kHighestBits = 0x80808080;  // x ^ this, of unsigned x, is x - 128 as signed
 
 // The rows of a tensor that a block reads: from `first` on, as many as there are, `most` of them at most.
-template <class S>
+// Offset holds the distance from the first of them to the last.
+template <class S, class Offset = int>
 struct RowsOf {
   static constexpr int kPerPiece = kPiece / static_cast<int>(sizeof(S));
   const S* data;
@@ -22,7 +23,9 @@ struct RowsOf {
         rows(rows_of_all - first < most ? static_cast<int>(rows_of_all - first) : most),
         depth(depth) {}
 
-  __device__ __forceinline__ const S* at(int row, int k) const { return data + row * depth + k; }
+  __device__ __forceinline__ const S* at(int row, int k) const {
+    return data + static_cast<Offset>(row) * depth + k;
+  }
   __device__ __forceinline__ bool has(int row, int k) const { return row < rows && k < depth; }
 
   // One by one: a row may begin anywhere, and end within the piece.
@@ -42,5 +45,6 @@ struct RowsOf {
   }
 };
 using Rows8 = RowsOf<uint8_t>;
+using LongRows8 = RowsOf<uint8_t, int64_t>;
 
 }  // namespace onepass::cuda

@@ -22,11 +22,11 @@ __device__ __forceinline__ uint4 piece_of(uint8_t* rows, int row, int piece) {
 }
 
 // kPieces from k on of kRows rows, by all threads of a block.
-template <int kRows, int kPieces, int kThreads, class S>
-__device__ __forceinline__ void fetch(uint8_t* to, const RowsOf<S>& from, int k, bool aligned) {
+template <int kRows, int kPieces, int kThreads, class Rows>
+__device__ __forceinline__ void fetch(uint8_t* to, const Rows& from, int k, bool aligned) {
   static_assert(kRows * kPieces % kThreads == 0);
   const int p = static_cast<int>(threadIdx.x) % kPieces, first = static_cast<int>(threadIdx.x) / kPieces;
-  k += p * RowsOf<S>::kPerPiece;
+  k += p * Rows::kPerPiece;
   if (aligned) {
 #pragma unroll
     for (int r = first; r < first + kRows; r += kThreads / kPieces) {

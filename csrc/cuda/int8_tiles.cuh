@@ -78,24 +78,30 @@ struct WarpTile {
     for (int i = 0; i < 4; ++i) a[i] ^= turn;
   }
 
-  // To shared memory: mma.cuh says which lane has which.
-  __device__ __forceinline__ void leave(int* all) {
-    int* const mine = all + depth_warp * T::kSums;
-    const int g = lane / 4, t = lane % 4;
+  // body(place, first, second) of sums side by side, and where they belong in shared memory: mma.cuh says
+  // which lane has which.
+  template <class Body>
+  __device__ __forceinline__ void each_pair(const Body& body) {
+    const int mine = depth_warp * T::kSums + (row + lane / 4) * T::kSumStride + output + lane % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < T::kMmasN; ++j) {
-      const int column = output + 8 * j + 2 * t;
+    for (int j = 0; j < T::kMmasN; ++j)
 #pragma unroll
       for (int i = 0; i < T::kMmasM; ++i) {
-        int* const upper = mine + (row + 16 * i + g) * T::kSumStride + column;
-        *reinterpret_cast<int2*>(upper) = int2{sums[i][j][0], sums[i][j][1]};
-        *reinterpret_cast<int2*>(upper + 8 * T::kSumStride) = int2{sums[i][j][2], sums[i][j][3]};
+        const int upper = mine + 16 * i * T::kSumStride + 8 * j;
+        body(upper, sums[i][j][0], sums[i][j][1]);
+        body(upper + 8 * T::kSumStride, sums[i][j][2], sums[i][j][3]);
       }
-      if constexpr (kZeros) {
+  }
+  __device__ __forceinline__ void leave(int* all) {
+    each_pair([&](int at, int a, int b) { *reinterpret_cast<int2*>(all + at) = int2{a, b}; });
+    if constexpr (kZeros) {
+#pragma unroll
+      for (int j = 0; j < T::kMmasN; ++j) {
         int sum = w_sums[j];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (row == 0 && t == 0) mine[T::kM * T::kSumStride + output + 8 * j + g] = sum;
+        const int column = output + 8 * j + lane / 4;
+        if (row == 0 && lane % 4 == 0) all[depth_warp * T::kSums + T::kM * T::kSumStride + column] = sum;
       }
     }
   }
@@ -117,52 +123,78 @@ __device__ __forceinline__ void take(int (&to)[kOutputs], const int* all, int ro
   }
 }
 
-// --- the kernel -------------------------------------------------------------------------------------------
-template <class T, bool kZeros>
-__global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) int8_tiles(const __grid_constant__ Int8Work w) {
-  extern __shared__ uint4 memory[];
-  uint8_t* const stages = reinterpret_cast<uint8_t*>(memory);
-  const Int8Call& call = w.call;
-  const int depth = static_cast<int>(call.shape.k), count = (depth + kStageDepth - 1) / kStageDepth;
-  const unsigned tiles = static_cast<unsigned>((call.m + T::kM - 1) / T::kM);
-  const int64_t row = static_cast<int64_t>(blockIdx.x % tiles) * T::kM;
-  const int64_t output = static_cast<int64_t>(blockIdx.x / tiles) * T::kN;
-  const Rows8 x(call.x, call.m, depth, row, T::kM), weight(call.weight, call.shape.n, depth, output, T::kN);
+// --- a tile -----------------------------------------------------------------------------------------------
+// Where this block's begins, of so many rows. Tiles of the same outputs lie side by side.
+struct TilePlace {
+  int64_t row, output;
+};
+template <class T>
+__device__ __forceinline__ TilePlace place_of(int64_t rows) {
+  const unsigned tiles = static_cast<unsigned>((rows + T::kM - 1) / T::kM);
+  return {static_cast<int64_t>(blockIdx.x % tiles) * T::kM, static_cast<int64_t>(blockIdx.x / tiles) * T::kN};
+}
+
+// The whole of its k: stages come in one after the other, and warps multiply what is there. behind(stage) is
+// called behind each.
+template <class T, class Warp, class Rows, class Behind>
+__device__ __forceinline__ void multiply_tile(Warp& mine, uint8_t* stages, const Rows& x, const Rows& weight,
+                                              uint32_t turn, bool aligned, const Behind& behind) {
+  const int count = (x.depth + kStageDepth - 1) / kStageDepth;
   const auto begin = [&](int stage) {
     uint8_t* const to = stages + stage % T::kStages * T::kStageBytes;
     if (stage < count) {
-      fetch<T::kM, kPieces, T::kThreads>(to, x, stage * kStageDepth, w.aligned);
-      fetch<T::kN, kPieces, T::kThreads>(to + T::kM * kStageDepth, weight, stage * kStageDepth, w.aligned);
+      fetch<T::kM, kPieces, T::kThreads>(to, x, stage * kStageDepth, aligned);
+      fetch<T::kN, kPieces, T::kThreads>(to + T::kM * kStageDepth, weight, stage * kStageDepth, aligned);
     }
     __pipeline_commit();
   };
 
-  WarpTile<T, kZeros> mine;
   for (int stage = 0; stage < T::kStages - 1; ++stage) begin(stage);
 #pragma unroll 1
   for (int stage = 0; stage < count; ++stage) {
     __pipeline_wait_prior(T::kStages - 2);
     __syncthreads();  // the stage is there for all, and the one before it is done with
     begin(stage + T::kStages - 1);
-    mine.multiply(stages + stage % T::kStages * T::kStageBytes, call.x_is_signed ? 0 : kHighestBits);
+    mine.multiply(stages + stage % T::kStages * T::kStageBytes, turn);
+    behind(stage);
   }
   __pipeline_wait_prior(0);
   __syncthreads();
+}
+
+// body(row, column, n) for this thread's outputs, n of them side by side, kOutputs at most. Of so many rows
+// of the tile, and of so many outputs from its first on.
+template <class T, class Body>
+__device__ __forceinline__ void each_eight(int rows, int64_t outputs_left, const Body& body) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < T::kM * T::kN / kOutputs; i += T::kThreads) {
+    const int r = i / (T::kN / kOutputs), c = i % (T::kN / kOutputs) * kOutputs;
+    const int64_t left = outputs_left - c;
+    if (r < rows && left > 0) body(r, c, left < kOutputs ? static_cast<int>(left) : kOutputs);
+  }
+}
+
+template <class T, bool kZeros>
+__global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) int8_tiles(const __grid_constant__ Int8Work w) {
+  extern __shared__ uint4 memory[];
+  const Int8Call& call = w.call;
+  const int depth = static_cast<int>(call.shape.k);
+  const auto [row, output] = place_of<T>(call.m);
+  const Rows8 x(call.x, call.m, depth, row, T::kM), weight(call.weight, call.shape.n, depth, output, T::kN);
+
+  WarpTile<T, kZeros> mine;
+  multiply_tile<T>(mine, reinterpret_cast<uint8_t*>(memory), x, weight, call.x_is_signed ? 0 : kHighestBits,
+                   w.aligned, [](int) {});
 
   int* const sums = reinterpret_cast<int*>(memory);
   mine.leave(sums);
   __syncthreads();
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < T::kM * T::kN / kOutputs; i += T::kThreads) {
-    const int r = i / (T::kN / kOutputs), c = i % (T::kN / kOutputs) * kOutputs;
-    const int64_t left = call.shape.n - (output + c);
-    if (r >= x.rows || left <= 0) continue;
+  each_eight<T>(x.rows, call.shape.n - output, [&](int r, int c, int n) {
     int own[kOutputs], of_weight[kOutputs] = {};
     take<T>(own, sums, r, c);
     if constexpr (kZeros) take<T>(of_weight, sums, T::kM, c);
-    finish<kZeros>(w, row + r, output + c, left < kOutputs ? static_cast<int>(left) : kOutputs, own,
-                   of_weight);
-  }
+    finish<kZeros>(w, row + r, output + c, n, own, of_weight);
+  });
 }
 
 }  // namespace onepass::cuda
