@@ -51,12 +51,13 @@ KERNELS: dict[str, list[str]] = {
     "csrc/cpu/fake_quant.cpp": ["-ffp-contract=off", "-Wno-maybe-uninitialized"],
 }
 HOST = [f"csrc/{name}.cpp" for name in ("module", "walk", "bind")]
-HOST += [f"csrc/bind_{name}.cpp" for name in ("pack", "int8_backward")]
+HOST += ["csrc/bind_pack.cpp"]
 HOST += [f"csrc/cpu/{name}.cpp" for name in ("launch", "norm_launch", "int8_launch", "int8_weight_launch")]
 HOST += [f"csrc/cpu/{name}_launch.cpp" for name in ("int8_backward", "quant", "fake_quant")]
 HOST += ["csrc/cpu/isa.cpp"]
 # Ways in that are the same on every device, compiled for each: -DONEPASS_KEY names it to the dispatcher.
-EVERYWHERE = [f"csrc/bind_{name}.cpp" for name in ("norm", "quant", "fake_quant", "int8", "int8_weight")]
+EVERYWHERE = [f"csrc/bind_{name}.cpp" for name in ("norm", "quant", "fake_quant")]
+EVERYWHERE += [f"csrc/bind_int8{name}.cpp" for name in ("", "_weight", "_backward")]
 
 # A shared object of its own: it needs symbols that only a torch built for CUDA has.
 CUDA = [f"csrc/cuda/{name}.cu" for name in ("adam", "adamw", "rmsprop", "sgd", "adagrad", "lion")]
@@ -65,10 +66,11 @@ CUDA += [f"csrc/cuda/norm_{name}.cu" for name in ("f32", "f64", "bf16", "f16")]
 CUDA += ["csrc/cuda/norm_launch.cpp", "csrc/norm_cuda.cpp"]
 CUDA += [f"csrc/cuda/{name}" for name in ("quant.cu", "quant_launch.cpp", "int8.cu", "int8_launch.cpp")]
 CUDA += ["csrc/cuda/int8_weight.cu", "csrc/quant_cuda.cpp", "csrc/int8_cuda.cpp"]
+CUDA += [f"csrc/cuda/int8_backward{name}" for name in (".cu", "_ready.cu", "_launch.cpp")]
 CUDA += [f"csrc/cuda/fake_quant{name}" for name in (".cu", "_backward.cu", "_launch.cpp")]
 CUDA += ["csrc/fake_quant_cuda.cpp"]
-_UNFUSED = ("quant", "fake_quant", "fake_quant_backward")  # a * b + c: csrc/rules/quant.h
-CUDA_FLAGS = {f"csrc/cuda/{name}.cu": ["-fmad=false"] for name in _UNFUSED}
+_UNFUSED = ("quant", "fake_quant", "fake_quant_backward", "int8_backward_ready")
+CUDA_FLAGS = {f"csrc/cuda/{name}.cu": ["-fmad=false"] for name in _UNFUSED}  # a * b + c: csrc/rules/quant.h
 
 # The math flags let sqrt and selects vectorise without -ffast-math, which would lose NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]

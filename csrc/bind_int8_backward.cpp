@@ -1,26 +1,23 @@
-// The dispatcher's way in to the gradients of the 8-bit product, on the CPU. Schemas are defined in
-// onepass/ops.py. onepass/int8_backward_checks.py says the same to those without a compiler.
+// The dispatcher's way in to the gradients of the 8-bit product, on the device that ONEPASS_KEY names, as
+// bind_int8.cpp has it. The schema is defined in onepass/ops.py. onepass/int8_backward_checks.py says the
+// same to those without a compiler.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/int8_backward_launch.h"
 #include "int8_call.h"
 
 namespace onepass {
 
 // The weight as it came: plain, or packed.
 static void take_weight(Int8Arguments& a, const Tensor& t, Int8Backward& call) {
-  if (!t.is_cpu()) fail(a.op, ": weight is on another device than input");
-  if (t.scalar_type() == ScalarType::Byte) {
-    a.call.shape = packed_shape(a.op, "weight", t);
+  if (a.measure_weight(t)) {
     call.packed = static_cast<const uint8_t*>(t.data_ptr());
-  } else {
-    a.call.shape = plain_shape(a.op, t);
-    const Tensor& dense = a.owned.emplace_back(in_order(t));
-    call.weight = static_cast<const int8_t*>(dense.data_ptr());
-    const int8_t* end = call.weight + a.call.shape.n * a.call.shape.k;
-    if (std::find(call.weight, end, -128) != end) fail(a.op, ": weight holds -128, expected -127..127");
+    return;
   }
-  a.check_depth();
+  const Tensor& dense = a.owned.emplace_back(in_order(t));
+  call.weight = static_cast<const int8_t*>(dense.data_ptr());
+  if (!a.given.on_cpu) return;  // elsewhere it would take a wait
+  const int8_t* end = call.weight + a.call.shape.n * a.call.shape.k;
+  if (std::find(call.weight, end, -128) != end) fail(a.op, ": weight holds -128, expected -127..127");
 }
 
 static void take_grad_output(Int8Arguments& a, const Tensor& t, Int8Backward& call) {
@@ -51,7 +48,7 @@ static std::tuple<Tensor, Tensor> int8_mm_bwd_op(Tensor grad_output, Tensor inpu
     fail(op, ": input has another dtype, expected torch.int8 or torch.uint8");
   Int8Arguments a(op, input);
   a.call.x_is_signed = input.scalar_type() == ScalarType::Char;
-  if (!grad_output.is_cpu()) fail(op, ": grad_output is on another device than input");
+  if (!a.is_here(view_of(grad_output))) fail(op, ": grad_output is on another device than input");
   check_storage(std::string(op) + ": grad_output", view_of(grad_output));
 
   Int8Backward call;
@@ -79,10 +76,16 @@ static std::tuple<Tensor, Tensor> int8_mm_bwd_op(Tensor grad_output, Tensor inpu
   call.x_zero = a.call.x_zero;
   call.by_chance = seed.has_value();
   call.seed = static_cast<uint64_t>(seed.value_or(0));
+  call.device = a.call.device;
+  if (const int64_t bytes = int8_mm_bwd_scratch(call))
+    call.scratch = a.owned.emplace_back(new_on_device_of(a.x, {bytes}, ScalarType::Byte)).data_ptr();
   int8_mm_bwd(call);
   return {grad_input, grad_weight};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, m) { m.impl("int8_mm_bwd", TORCH_BOX(&int8_mm_bwd_op)); }
+#define ONEPASS_LIBRARY_IMPL(key, m) \
+  STABLE_TORCH_LIBRARY_IMPL(onepass, key, m)  // puts in what key stands for
+
+ONEPASS_LIBRARY_IMPL(ONEPASS_KEY, m) { m.impl("int8_mm_bwd", TORCH_BOX(&int8_mm_bwd_op)); }
 
 }  // namespace onepass

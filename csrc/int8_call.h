@@ -73,7 +73,8 @@ struct Int8Arguments {
   bool is_here(const View& v) const {
     return v.on_cpu == given.on_cpu && v.device_index == given.device_index;
   }
-  void take_weight(const Tensor& t) {
+  // Takes its shape; returns whether it is packed.
+  bool measure_weight(const Tensor& t) {
     const View v = view_of(t);
     const bool packed = t.scalar_type() == ScalarType::Byte;
     if (!is_here(v)) fail(op, ": weight is on another device than input");
@@ -81,6 +82,10 @@ struct Int8Arguments {
       fail(op, ": weight is packed, which only kernels of the CPU read: give the torch.int8 weight");
     call.shape = packed ? packed_shape(op, "weight", t) : plain_shape(op, t);
     check_depth();
+    return packed;
+  }
+  void take_weight(const Tensor& t) {
+    const bool packed = measure_weight(t);
     const Tensor& read = packed ? t : owned.emplace_back(weight_for_kernels(op, t));
     call.weight = static_cast<const uint8_t*>(read.data_ptr());
   }

@@ -1,5 +1,6 @@
-// The 8-bit matrix product on CUDA for torch: on its current stream.
+// The 8-bit matrix product and its gradients on CUDA for torch: on its current stream.
 #include "common/int8_driver.h"
+#include "cuda/int8_backward_launch.h"
 #include "cuda/int8_launch.h"
 #include "current.h"
 #include "int8_call.h"
@@ -18,6 +19,13 @@ void int8_mm(const Int8Call& call) {
 void int8_weight_only_mm(const Int8Call& call) {
   const Current current(call.device);
   cuda::int8_weight_only_mm(call, current.queue());
+}
+
+int64_t int8_mm_bwd_scratch(const Int8Backward& call) { return cuda::int8_mm_bwd_scratch(call); }
+
+void int8_mm_bwd(const Int8Backward& call) {
+  const Current current(call.device);
+  cuda::int8_mm_bwd(call, current.queue());
 }
 
 }  // namespace onepass

@@ -1,5 +1,10 @@
-#include "int8_backward_launch.h"
-
+// Gradients of the 8-bit product on torch's threads: ../common/int8_driver.h. Same bits for any number of
+// them.
+//
+// Memory contract, for each gradient: g is read once and left as a byte an element, the other factor is read
+// once and turned into panels; then they are multiplied, as int8_mm does. What is kept in between grows to
+// the largest call that a thread has made: a byte an element of g and of the other factor. Sums beyond
+// kMaxDepth also go through float32 rows of the result.
 #include <algorithm>
 #include <cstdlib>
 #include <vector>
@@ -217,6 +222,8 @@ static void compute(const Gradient& of) {
   else
     multiply_in_pieces(pieces);
 }
+
+int64_t int8_mm_bwd_scratch(const Int8Backward&) { return 0; }
 
 void int8_mm_bwd(const Int8Backward& call) {
   if (call.grad_input) {

@@ -369,7 +369,6 @@ _INT8 = (
         8,
         "new_product_grads",
         "int8_backward",
-        cpp=("CPU",),
     ),
 )
 
