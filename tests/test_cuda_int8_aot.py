@@ -51,7 +51,8 @@ QUANTS = {
 @functools.cache
 def _functions(folder: Path, arch: str) -> dict[Kernel, sass.Function]:
     code = sass.functions_of_arch(folder, arch)
-    ours = re.compile(r"cuda\d+(?!int8_weight|\d)\w+\d(Int8|Quant)WorkE$")  # others have a file of their own
+    # Others have files of their own.
+    ours = re.compile(r"cuda\d+(?!\d|int8_weight)\w+\d(Int8|Quant)WorkE$")
     return {_kernel(name): f for name, f in code.items() if ours.search(name)}
 
 
