@@ -2,11 +2,11 @@
 schemas in onepass/ops.py.
 
 Memory contract. A product is one launch; what it reads and writes stands in int8_rows.py (at most four rows),
-int8_tiles.py and int8_weight_only.py. `int8_linear` is two: x is quantized row by row (5 bytes an element of
-float32), and its bytes are multiplied. No int32 sums reach memory but where they are the result. What is not
-contiguous, or has rows that do not begin at multiples of 16 bytes, is copied first: weights of such a k are
-best padded once, by their owner. Nothing waits for the device, so that a weight of -128 is not looked for;
-it is multiplied as such.
+int8_tiles.py, int8_weight_only.py and, of few tiles that are deep, int8_shares.py. `int8_linear` is two: x is
+quantized row by row (5 bytes an element of float32), and its bytes are multiplied. Sums reach memory where
+they are the result, and those of shares. What is not contiguous, or has rows that do not begin at multiples
+of 16 bytes, is copied first: weights of such a k are best padded once, by their owner. Nothing waits for the
+device, so that a weight of -128 is not looked for; it is multiplied as such.
 """
 
 import math
@@ -19,10 +19,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import int8_plan as plan
 from .int8_rows import product_rows
+from .int8_shares import product_shares, weight_only_shares
 from .int8_tiles import product_tiles, product_tiles_tma
 from .int8_weight_only import weight_only_tiles
 from .machine import machine_of
 from .quant import quantize
+from .tickets import tickets_of
 
 Grid = tuple[Tensor | None, Tensor | None]
 Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -67,32 +69,44 @@ class _Product:
         self.y = x.new_empty((*rows, self.n), dtype=dtype)
         self.vectors = tuple(None if t is None else t.contiguous() for t in (*vectors, *grid))
         self.machine = machine_of(x.device)
+        self.whole = not self.x.is_floating_point()
         self.described = self.machine.descriptors and self.k > 0
         self.corrects = vectors[1] is not None or x.dtype == torch.uint8
         self.wide = self.described and not self.corrects and act != "silu"
         steps = tuple(int(t is not None and t.dim() > 0) for t in vectors)
         self.constants = {"STEPS": steps, "ACT": act, "CORRECTS": self.corrects}
 
-    def _launch(self, kernel: Any, programs: int, x: Any, w: Any, tiles: plan.Tiles) -> None:
-        whole = not self.x.is_floating_point()
-        constants = self.constants | plan.constants_of(tiles, whole)
-        plan.launch(kernel, programs, x, w, self.y, *self.vectors, self.m, self.n, self.k, **constants)
+    def _launch(
+        self, kernel: Any, grid: tuple[int, ...], x: Any, w: Any, tiles: plan.Tiles, *more: Any
+    ) -> None:
+        constants = self.constants | plan.constants_of(tiles, self.whole)
+        sizes = (self.m, self.n, self.k)
+        plan.launch(kernel, grid, x, w, self.y, *self.vectors, *sizes, *more, **constants)
 
     def by_rows(self) -> None:
         tiles = plan.few(self.m, self.k)
-        self._launch(product_rows, tiles.cover(self.m, self.n), self.x, self.w, tiles)
+        self._launch(product_rows, (tiles.cover(self.m, self.n),), self.x, self.w, tiles)
+
+    def by_shares(self, tiles: plan.Tiles) -> None:
+        grid = tiles.cover(self.m, self.n), tiles.shares
+        sums = tiles.rows * tiles.outputs + (tiles.outputs if self.corrects else 0)
+        kernel, dtype = (product_shares, torch.int32) if self.whole else (weight_only_shares, torch.float32)
+        scratch = self.x.new_empty(*grid, sums, dtype=dtype), tickets_of(self.x.device, grid[0])
+        self._launch(kernel, grid, self.x, self.w, tiles, *scratch)
 
     def by_tiles(self, tiles: plan.Tiles) -> None:
         programs = tiles.cover(self.m, self.n)
-        if self.x.is_floating_point():
-            self._launch(weight_only_tiles, programs, self.x, self.w, tiles)
+        if tiles.shares > 1:
+            self.by_shares(tiles)
+        elif not self.whole:
+            self._launch(weight_only_tiles, (programs,), self.x, self.w, tiles)
         elif self.described:
             x = TensorDescriptor.from_tensor(self.x, [tiles.rows, tiles.depth])
             w = TensorDescriptor.from_tensor(self.w, [tiles.outputs, tiles.depth])
             at_a_time = self.machine.processors * tiles.at_a_time(self.machine, 1)
-            self._launch(product_tiles_tma, min(programs, at_a_time), x, w, tiles)
+            self._launch(product_tiles_tma, (min(programs, at_a_time),), x, w, tiles)
         else:
-            self._launch(product_tiles, programs, self.x, self.w, tiles)
+            self._launch(product_tiles, (programs,), self.x, self.w, tiles)
 
     def run(self) -> Tensor:
         if self.y.numel() == 0:
@@ -103,8 +117,8 @@ class _Product:
             else:
                 kind = self.x.device, self.x.dtype, self.y.dtype, self.n, self.k, self.corrects, self.wide
                 table = plan.table_of(self.x.dtype, self.wide)
-                size = self.x.element_size()
-                self.by_tiles(plan.choose(table, self.m, self.n, size, self.machine, kind, run=self.by_tiles))
+                sizes = (self.m, self.n, self.k, self.x.element_size())
+                self.by_tiles(plan.choose(table, *sizes, self.machine, kind, run=self.by_tiles))
         return self.y
 
 

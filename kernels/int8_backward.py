@@ -58,7 +58,7 @@ class _Gradient:
         programs = triton.cdiv(self.lines, tile // deep)
         turning = triton.cdiv(self.width, _SIDE) * triton.cdiv(self.outputs, _SIDE)
         plan.launch(
-            make_ready, programs + turning, self.g, factors, zeros, seed, self.q, self.scales, self.starts,
+            make_ready, (programs + turning,), self.g, factors, zeros, seed, self.q, self.scales, self.starts,
             self.right, self.turned, self.lines, depth, self.width, self.outputs, programs,
             *self.g.stride(), *self.right.stride(),
             STEPS=(_step(factors), _step(zeros)), STREAM=stream, EVEN=even,
@@ -75,7 +75,7 @@ class _Gradient:
             q = TensorDescriptor.from_tensor(q, [tiles.rows, tiles.depth])
             right = TensorDescriptor.from_tensor(right, [tiles.outputs, tiles.depth])
         vectors, sizes = (self.scales, self.starts), (self.lines, self.outputs, self.width)
-        plan.launch(kernel, programs, q, right, self.y, *vectors, *sizes, LONG=self.long, **constants)
+        plan.launch(kernel, (programs,), q, right, self.y, *vectors, *sizes, LONG=self.long, **constants)
 
     def run(self, *how: Any) -> None:
         if self.y.numel() == 0:
@@ -85,8 +85,8 @@ class _Gradient:
         with torch.cuda.device_of(self.y):
             self.make_ready(*how)
             table = plan.LONG if self.long else plan.table_of(torch.int8, wide)
-            multiply = self.multiply
-            multiply(plan.choose(table, self.lines, self.outputs, 1, self.machine, kind, run=multiply))
+            sizes = (self.lines, self.outputs, 0, 1)  # no depth: it is not cut in shares
+            self.multiply(plan.choose(table, *sizes, self.machine, kind, run=self.multiply))
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

@@ -1,13 +1,15 @@
 """The 8-bit products: which tiles a product is cut in, and its launch.
 
-Tiles are chosen by a rule: the largest that give every multiprocessor one. The environment variable
-ONEPASS_INT8_TILES takes this over, for every product of the process: the name of tiles pins them, and
-"autotune" times all that fit at the first product of its kind (dtypes, n, k, m up to the next power of two)
-and keeps the fastest; that waits for the device, and is not for a graph under capture.
+Tiles are chosen by a rule: the largest that give every multiprocessor one; where the smallest are too few,
+their depth is cut in shares. The environment variable ONEPASS_INT8_TILES takes this over, for every product
+of the process: the name of tiles pins them, "flat/4" those in four shares, and "autotune" times all that fit,
+with shares and without, at the first product of its kind (dtypes, n, k, m up to the next power of two) and
+keeps the fastest; that waits for the device, and is not for a graph under capture.
 
 The numbers below are reasoned: none has been timed on a GPU.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ class Tiles(NamedTuple):
     depth: int
     warps: int
     stages: int
+    shares: int = 1  # of the depth, each of which is a program's
 
     def cover(self, m: int, n: int) -> int:
         """How many they are."""
@@ -98,6 +101,31 @@ def largest(table: dict[str, Tiles], m: int, n: int, machine: Machine) -> str:
     return names[-1] if m <= table[names[-1]].rows else names[-2]
 
 
+# Tiles of more sums are not cut in shares: those of a square, with the ticket's, spill on sm_80.
+_MOST_OF_SHARES = 64 * 64
+
+
+def in_shares(tiles: Tiles) -> bool:
+    """May they be?"""
+    return tiles.rows * tiles.outputs <= _MOST_OF_SHARES
+
+
+def shares_of(tiles: Tiles, m: int, n: int, k: int, x_bytes: int, machine: Machine) -> int:
+    """In how many shares the depth of tiles is cut that are too few: the least of three.
+
+    So many that every multiprocessor has one program: a second one would not wait less for memory.
+    So many that each fills the stages of its loop once: at 64 bytes a clock, a multiprocessor's part of the
+    L2 cache, that takes about as long as what a share costs, the ticket and the way through the cache.
+    So many that the last program reads no more bytes of sums than it has read of x and w for its own share:
+    what it does alone grows with shares, and what all do at a time shrinks by them."""
+    if not in_shares(tiles):
+        return 1
+    idle = machine.processors // tiles.cover(m, n)
+    deep = k // (tiles.depth * tiles.stages)
+    balanced = math.isqrt(k * (tiles.rows * x_bytes + tiles.outputs) // (4 * tiles.rows * tiles.outputs))
+    return max(1, min(idle, deep, balanced))
+
+
 _fastest: dict[Any, str] = {}
 
 
@@ -108,26 +136,49 @@ def fastest(kind: tuple, names: list[str], run: Callable[[str], None]) -> str:
     return _fastest[kind]
 
 
+def named(name: str, fitting: dict[str, Tiles]) -> Tiles:
+    """Those of a name, which may end in a number of shares."""
+    plain, cut, shares = name.partition("/")
+    tiles = fitting.get(plain)
+    many = shares.isdecimal() and int(shares) > 0
+    if tiles is None or (cut and not (many and in_shares(tiles))):
+        names = ", ".join([*fitting, *(f"{name}/2" for name, tiles in fitting.items() if in_shares(tiles))])
+        wanted = f"expected autotune or what fits here: {names} or in more shares"
+        raise RuntimeError(f"ONEPASS_INT8_TILES is '{name}', {wanted}")
+    return tiles._replace(shares=int(shares or 1))
+
+
 def choose(
-    table: dict[str, Tiles], m: int, n: int, x_bytes: int, machine: Machine, kind: tuple, run: Callable
+    table: dict[str, Tiles],
+    m: int,
+    n: int,
+    k: int,
+    x_bytes: int,
+    machine: Machine,
+    kind: tuple,
+    run: Callable,
 ) -> Tiles:
-    """Those of the table that a product is cut in. run: launches it in the tiles it is given."""
+    """Those of the table that a product is cut in, with their shares; k of 0: what is not for shares. run:
+    launches it in the tiles it is given."""
+
+    def shares(name: str) -> int:
+        return shares_of(fitting[name], m, n, k, x_bytes, machine)
+
     fitting = {name: t for name, tiles in table.items() if (t := tiles.on(machine, x_bytes))}
     if not PINNED:
-        return fitting[largest(fitting, m, n, machine)]
+        name = largest(fitting, m, n, machine)
+        return fitting[name]._replace(shares=shares(name))
     if PINNED == "autotune":
         kind = (*kind, triton.next_power_of_2(m))
-        return fitting[fastest(kind, list(fitting), lambda name: run(fitting[name]))]
-    if PINNED not in fitting:
-        names = ", ".join(fitting)
-        raise RuntimeError(f"ONEPASS_INT8_TILES is '{PINNED}', expected autotune or what fits here: {names}")
-    return fitting[PINNED]
+        names = [*fitting, *(f"{name}/{shares(name)}" for name in fitting if shares(name) > 1)]
+        return named(fastest(kind, names, lambda name: run(named(name, fitting))), fitting)
+    return named(PINNED, fitting)
 
 
 # --- launches ---------------------------------------------------------------------------------------------
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """All launches come through here."""
-    kernel[(programs,)](*arguments, **constants)
+    kernel[grid](*arguments, **constants)
 
 
 def constants_of(tiles: Tiles, whole: bool) -> dict[str, Any]:

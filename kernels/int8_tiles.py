@@ -4,7 +4,7 @@ Memory contract. x is read once for each block of outputs, w once for each block
 time lie in bands, so that most of these reads are hits in the L2 cache. y is written once. `product_tiles`
 reads by pointers, a program a tile; `product_tiles_tma` by descriptors, as many programs as multiprocessors,
 the loads of a tile under way while the one before is stored. Sums of w, where there is a zero point to
-correct, are made of the tiles that pass by.
+correct, are made of the tiles that pass by. Tiles in shares: int8_shares.py.
 """
 
 import triton
@@ -73,25 +73,36 @@ def finish(
 
 
 @triton.jit
+def sums_of_tile(
+    x, w, row, output, begin, end, m, n, k,
+    CORRECTS: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """(sums, those of weights if CORRECTS) of a tile, over the depth from begin to end."""
+    rows = tl.minimum(row * ROWS + tl.arange(0, ROWS), m - 1).to(tl.int64)  # beyond the last: that again
+    outputs = tl.minimum(output * OUTPUTS + tl.arange(0, OUTPUTS), n - 1).to(tl.int64)
+    deep = tl.arange(0, DEPTH)
+    from_x, from_w = x + rows[:, None] * k + deep[None, :], w + outputs[None, :] * k + deep[:, None]
+    sums = tl.zeros((ROWS, OUTPUTS), tl.int32)
+    weights = tl.zeros((OUTPUTS,), tl.int32)
+    for start in range(begin, end, DEPTH):
+        inside = deep < end - start
+        a = signed(tl.load(from_x + start, mask=inside[None, :], other=0))
+        b = tl.load(from_w + start, mask=inside[:, None], other=0)
+        sums = tl.dot(a, b, sums, out_dtype=tl.int32)
+        if CORRECTS:
+            weights += tl.sum(b.to(tl.int32), 0)
+    return sums, weights
+
+
+@triton.jit
 def product_tiles(
     x, w, y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n, k,
     STEPS: tl.constexpr, ACT: tl.constexpr, CORRECTS: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row, output = place(tl.program_id(0), m, n, ROWS, OUTPUTS)
-    rows = tl.minimum(row * ROWS + tl.arange(0, ROWS), m - 1).to(tl.int64)  # beyond the last: that again
-    outputs = tl.minimum(output * OUTPUTS + tl.arange(0, OUTPUTS), n - 1).to(tl.int64)
-    deep = tl.arange(0, DEPTH)
-    from_x, from_w = x + rows[:, None] * k + deep[None, :], w + outputs[None, :] * k + deep[:, None]
-    sums = tl.zeros((ROWS, OUTPUTS), tl.int32)
-    weights = tl.zeros((OUTPUTS,), tl.int32) if CORRECTS else None
-    for start in range(0, k, DEPTH):
-        inside = deep < k - start
-        a = signed(tl.load(from_x + start, mask=inside[None, :], other=0))
-        b = tl.load(from_w + start, mask=inside[:, None], other=0)
-        sums = tl.dot(a, b, sums, out_dtype=tl.int32)
-        if CORRECTS:
-            weights += tl.sum(b.to(tl.int32), 0)
+    sums, weights = sums_of_tile(x, w, row, output, 0, k, m, n, k, CORRECTS, ROWS, OUTPUTS, DEPTH)
+    weights = weights if CORRECTS else None
     behind = (y, input_scale, input_zero, weight_scale, bias, output_scale, output_zero, m, n)
     finish(sums, weights, row * ROWS, output * OUTPUTS, behind, x.dtype.element_ty, STEPS, ACT)
 

@@ -17,7 +17,7 @@ from .norm_memory import (
     channels_of,
     channels_of_block,
     coefficient,
-    is_last,
+    is_last_of_block,
     leave,
     left,
     over_tile,
@@ -89,7 +89,7 @@ def measure_grads(
         s = tl.where(inside, s + g, s)
     leave(partials, 0, c, there, channels, sum_tile(s, CUT).to(tl.float64))
     leave(partials, 1, c, there, channels, sum_tile(d, CUT).to(tl.float64))
-    if is_last(tickets):
+    if is_last_of_block(tickets):
         sum = _all_sums(partials, 0, c, there, channels, CUT, FOLDED)
         saved = load_stats(stats, c, there, channels)
         dot = whole_dot(_all_sums(partials, 1, c, there, channels, CUT, FOLDED), sum, saved)

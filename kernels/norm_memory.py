@@ -17,6 +17,8 @@ writes its own once, and the last one of a block of channels to finish reads tho
 import triton
 import triton.language as tl
 
+from .tickets import is_last
+
 # How an element's channel is found from where it lies, eight elements at a time.
 SAME = tl.constexpr(0)  # the eight are of one channel
 CROSSING = tl.constexpr(1)  # of one channel, or the last of them of the next one
@@ -121,14 +123,9 @@ def leave(partials, kind: tl.constexpr, c, there, channels, value):
 
 
 @triton.jit
-def is_last(tickets):
+def is_last_of_block(tickets):
     """Are all programs of this block of channels done?"""
-    ticket = tickets + tl.program_id(0)
-    tl.debug_barrier()  # all is written
-    last = tl.atomic_add(ticket, 1, sem="acq_rel") == tl.num_programs(1) - 1
-    if last:
-        tl.store(ticket, 0)  # as it was: the next call finds it so
-    return last
+    return is_last(tickets + tl.program_id(0), tl.num_programs(1))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from .amp import _float64
 from .norm_channels import follow, store_row, store_stats
 from .norm_memory import (
     channels_of_block,
-    is_last,
+    is_last_of_block,
     leave,
     left,
     none_held,
@@ -120,7 +120,7 @@ def measure(
     leave(partials, 0, c, there, channels, count)
     leave(partials, 1, c, there, channels, mean)
     leave(partials, 2, c, there, channels, m2)
-    if is_last(tickets):
+    if is_last_of_block(tickets):
         n = (sizes[0] * sizes[1]).to(tl.float64)
         mean, m2 = _all_moments(partials, c, there, channels, n, CUT, FOLDED)
         if table is None:

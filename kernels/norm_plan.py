@@ -18,6 +18,7 @@ from torch import Tensor
 from .machine import INTERPRETED, THREADS, options, programs_of
 from .norm_memory import CROSSING, EACH, NEXT, SAME, WRAPPED
 from .optim import TL_DTYPES
+from .tickets import tickets_of
 
 # The interpreter's numbers are small, so that small shapes have several programs, tiles and chunks.
 # Elements that a program takes at a time; of float64 half. 16 a thread are four accesses of 128 bits in
@@ -81,21 +82,6 @@ def _same_strides(a: Tensor, b: Tensor) -> bool:
 
 def _up(n: int) -> int:
     return triton.next_power_of_2(max(1, n))
-
-
-tickets: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _tickets_of(device: torch.device, n: int) -> Tensor:
-    """n zeros, which launches count up and leave as zeros. A stream has its own, and so has a captured graph,
-    which may run beside others whatever its stream was."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(n, dtype=torch.int32, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    found = tickets.get((device, stream))
-    if found is None or len(found) < n:
-        found = tickets[device, stream] = torch.zeros(_up(n), dtype=torch.int32, device=device)
-    return found
 
 
 # --- launches ---------------------------------------------------------------------------------------------
@@ -186,7 +172,7 @@ class Image:
         )
         splits = max(1, min(PROGRAMS // blocks, triton.cdiv(tiles, TILES)))
         partials = self.new(kinds, splits, self.channels, dtype=torch.float64)
-        scratch = (partials, _tickets_of(self.x.device, blocks))
+        scratch = (partials, tickets_of(self.x.device, blocks))
         sizes = (self.images, self.pixels, self.channels, self.vectors)
         constants |= {"CUT": cut, "FOLDED": min(max(1, FOLD // cut.block), _up(splits)), "T": self.T}
         launch(kernel, (blocks, splits), *before, *scratch, *after, *sizes, **constants, **options(self.warp))

@@ -388,8 +388,9 @@ def test_a_packed_weight_is_refused(ask, op: str):
 
 
 def test_tiles_that_there_are_not_are_refused(ask):
-    wanted = "expected autotune or what fits here: wide, square, low, flat"
-    assert ask("pinned_wrongly") == f"ONEPASS_INT8_TILES is 'huge', {wanted}"
+    fitting = "wide, square, low, flat, low/2, flat/2 or in more shares"
+    wanted = f"ONEPASS_INT8_TILES is 'huge', expected autotune or what fits here: {fitting}"
+    assert ask("pinned_wrongly") == wanted
 
 
 def test_autotune_keeps_the_fastest_of_a_kind(ask):

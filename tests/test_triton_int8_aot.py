@@ -198,11 +198,42 @@ def test_float32_is_multiplied_as_such(make, tiles: str, target: int):
     assert _accesses(function)["STG128"] > 0
 
 
+# --- in shares ----------------------------------------------------------------------------------------------
+SHARES = ("low/4", "flat/4")
+FIRST = {("low/4", 90, BYTES), ("flat/4", 100, torch.bfloat16), ("flat/4", 80, torch.uint8)}
+
+
+def _check_shares(made: Made, tiles: str, target: int, x: torch.dtype) -> None:
+    text, function = made
+    if x.itemsize == 1:
+        assert re.search(IMMA[0] if tiles == "flat/4" else CORES[target][0], text)
+    elif x != torch.float32:
+        assert re.search(MULTIPLY[target].format("bf16"), text)
+    assert sum(o.startswith("ATOMG") for o in function.opcodes()) == 1
+    found = _accesses(function)
+    assert not {"LDG8", "LDG16", "STG8", "STG16", "LDGSTS32"} & found.keys(), found
+    assert found["LDG128"] >= 4 and found["STG128"] > 0  # four shares in flight
+
+
+@pytest.mark.parametrize("tiles, target, x", _rows(FIRST, SHARES, CORES, (BYTES, torch.uint8, *REALS[::2])))
+def test_sums_of_shares_move_in_128_bits(make, tiles: str, target: int, x: torch.dtype):
+    """And nothing is spilled for them. Unsigned bytes have a zero point, and sums of weights."""
+    y = torch.float32 if x == torch.float32 else torch.bfloat16
+    _check_shares(make(target, 60, x, y, tiles, zeros=x == torch.uint8, act="gelu"), tiles, target, x)
+
+
+@pytest.mark.parametrize("y", (torch.int32, torch.float32, BYTES, torch.uint8))
+@pytest.mark.parametrize("tiles, target", _rows(set(), SHARES, CORES))
+def test_all_outputs_of_shares(make, tiles: str, target: int, y: torch.dtype):
+    act = None if y == torch.int32 else "gelu"
+    _check_shares(make(target, 60, BYTES, y, tiles, act=act), tiles, target, BYTES)
+
+
 # --- AMD ----------------------------------------------------------------------------------------------------
 AMDS = (BYTES, torch.uint8, torch.bfloat16)
 
 
-@pytest.mark.parametrize("tiles, x", _rows({("square", BYTES)}, TILES[1:], AMDS))
+@pytest.mark.parametrize("tiles, x", _rows({("square", BYTES)}, (*TILES[1:], *SHARES), AMDS))
 def test_matrix_cores_of_amd(make, tiles: str, x: torch.dtype):
     text, _ = make(942, 300, x, torch.bfloat16, tiles, act="gelu")
     assert re.search(r"v_mfma_f32_\w+bf16" if x.is_floating_point else r"v_mfma_i32_\w+_i8", text)
