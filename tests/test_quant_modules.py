@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from onepass import use_backend
 from onepass.quant import Int8Config, Int8DynamicConfig, Int8Linear, Int8WeightOnlyConfig, quantize_
 from torch import nn
 
@@ -90,6 +91,24 @@ def test_state_dict_goes_round_and_holds_no_packed_form(config: Int8Config):
     empty = _empty(config)
     empty.load_state_dict(torch.load(file))
     assert torch.equal(empty(x), model(x))
+
+
+@each_config
+@torch.no_grad()
+def test_another_backend_is_given_the_weight_itself(config: Int8Config):
+    """And what is loaded meanwhile is packed for a compiled model that reads it later."""
+    torch._dynamo.reset()
+    layer, other = (Int8Linear.from_float(nn.Linear(70, 20), config) for _ in range(2))
+    x, compiled = _x(5), torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before, read = compiled(x), layer._readable()
+    with use_backend("reference"):
+        assert layer._readable() is layer.weight
+        for run in (layer, compiled):
+            torch.testing.assert_close(run(x), before)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert (layer._readable() is read) == (read is layer.weight)
+    assert torch.equal(layer(x), other(x)) and torch.equal(compiled(x), other(x))
 
 
 @torch.no_grad()

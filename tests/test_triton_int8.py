@@ -232,6 +232,20 @@ def answer_refused(op: str) -> str:
     return "nothing was raised"
 
 
+def answer_layer(op: str) -> list:
+    """The kernel behind a layer that C++ kernels had packed; its output next to theirs, and theirs again."""
+    from onepass import use_backend
+    from onepass.quant import Int8DynamicConfig, Int8Linear, Int8WeightOnlyConfig
+
+    config = {"int8_linear": Int8DynamicConfig, "int8_weight_only_mm": Int8WeightOnlyConfig}[op]()
+    layer, x = Int8Linear.from_float(torch.nn.Linear(60, 33), config), torch.randn(9, 60)
+    with torch.no_grad():
+        want = layer(x)
+        with use_backend("triton"), _with() as started:
+            got = layer(x)
+        return [started, torch.allclose(got, want, atol=1e-5), torch.equal(layer(x), want)]
+
+
 def answer_pinned_wrongly() -> str:
     try:
         answer_wrong_sums(9, 9, 9, tiles="huge")
@@ -385,6 +399,13 @@ def test_rows_with_inf_or_nan(ask):
 @pytest.mark.parametrize("op", ("int8_mm", "int8_linear", "int8_weight_only_mm"))
 def test_a_packed_weight_is_refused(ask, op: str):
     assert ask("refused", op=op) == f"{op}: {PACKED}"
+
+
+@pytest.mark.parametrize(
+    "op, kernel", (("int8_linear", "product_tiles_tma"), ("int8_weight_only_mm", "weight_only_tiles"))
+)
+def test_a_layer_gives_its_plain_weight(ask, op: str, kernel: str):
+    assert ask("layer", op=op) == [[kernel], True, True]
 
 
 def test_tiles_that_there_are_not_are_refused(ask):

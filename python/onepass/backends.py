@@ -162,6 +162,7 @@ class use_backend:
 
     _current: str | None = None
     _override: torch.library.Library | None = None
+    _on_cpu = "reference" if _C is None else "cpp"
     _changes = 0
 
     def __init__(self, name: str | None) -> None:
@@ -188,6 +189,7 @@ class use_backend:
         if name in ("triton", "reference"):
             use_backend._override = _put_first(name)
         use_backend._current = name
+        use_backend._on_cpu = backend_of("cpu")
         use_backend._changes += 1
 
 
@@ -197,6 +199,11 @@ def backend_of(device: str) -> str:
     if first is not None and serves(first, device):
         return first
     return next(b for b in BACKENDS if serves(b, device) and (b, device) != ("triton", "cpu"))
+
+
+def reads_packed() -> bool:
+    """Is the CPU served by the kernels that packed 8-bit weights are made for? A layer asks in each call."""
+    return use_backend._on_cpu == "cpp"
 
 
 def changes() -> int:

@@ -30,7 +30,8 @@ class Int8Linear(nn.Module):
 
     state_dict: `weight` (int8 [out_features, in_features]), `weight_scale` (float32 [out_features]), `bias`
     (float32 [out_features]). On the CPU a packed copy of the weight, as the kernels read it, is kept beside:
-    one byte more a weight, made by the first call behind a change of the weight, and never saved. What is
+    one byte more a weight, made by the first call behind a change of the weight, and never saved; another
+    backend, if one is put first, is given the weight itself. What is
     written to `weight.data`, or in place under torch.inference_mode, is not seen; load_state_dict always is.
 
     Shapes: [..., in_features] to [..., out_features], float32, bfloat16 or float16, the output as the input.
@@ -108,12 +109,18 @@ class Int8Linear(nn.Module):
 
     # --- packing ------------------------------------------------------------------------------------------
     def _readable(self) -> Tensor:
-        """The weight as the kernels of its device read it: on the CPU packed, once for each change."""
+        """The weight as the kernels of its device read it: on the CPU packed, once for each change, where C++
+        kernels serve it."""
+        if not backends.reads_packed():
+            return self.weight
         if self._packed is not None and self._is_packed():
             return self._packed
-        weight, elsewhere = self.weight, self.weight.device.type != "cpu"
-        if elsewhere or not backends.compiled() or torch.compiler.is_compiling():
-            return weight  # a graph takes what is there: packed by a call before
+        if self.weight.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.weight  # a graph takes what is there: packed by a call before
+        return self._pack()
+
+    def _pack(self) -> Tensor:
+        weight = self.weight
         self._packed, self._packed_of = _OPS.int8_pack(weight), (weight, _state(weight))
         return self._packed
 
@@ -130,7 +137,8 @@ class Int8Linear(nn.Module):
         if self._packed is not None:
             self._packed_of = None
             try:
-                self._readable()
+                if self.weight.device.type == "cpu":
+                    self._pack()
             except RuntimeError as refused:
                 args[-1].append(f"{args[1]}weight: {refused}")
 
