@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .int8_checks import _fail, _input, _vector, _weight, _zeros_fit
+from .int8_argument_checks import _fail, _input, _vector, _weight, _zeros_fit
 from .quant_checks import WHOLE, _real
 
 
