@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from .fake_quant_jobs import NULL
 from .fake_quant_rows import Row
 from .files import replacing
 from .int8_plot import _COLOURS
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def figure(rows: Sequence[Row]) -> Figure:
+
+def figure(rows: Sequence[Row]) -> "Figure":
+    from matplotlib.figure import Figure
+
     rows = [row for row in rows if row.contestant != NULL]
     if not rows:
         raise ValueError("plot: there are no rows, there is nothing to draw")

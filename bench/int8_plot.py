@@ -4,20 +4,23 @@ a row of panels an op."""
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from typing import TYPE_CHECKING
 
 from .files import replacing
 from .int8_jobs import NULL
 from .int8_rows import Row
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
 # Colours that stay apart for the colour-blind too (Okabe & Ito).
 _COLOURS = ("#0072B2", "#56B4E9", "#999999", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#000000")
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Row]) -> "Figure":
     """Both axes are logarithmic. The limit is dashed; of one row it is what memory gives."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in rows if row.contestant != NULL]
     if not rows:
         raise ValueError("plot: there are no rows, there is nothing to draw")
@@ -32,7 +35,9 @@ def _weights(rows: Sequence[Row]) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys((row.n, row.k, row.threads) for row in rows))
 
 
-def _draw(part: SubFigure, op: str, rows: Sequence[Row], weights: list[tuple[int, int, int]]) -> None:
+def _draw(part: "SubFigure", op: str, rows: Sequence[Row], weights: list[tuple[int, int, int]]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     names = list(dict.fromkeys(row.contestant for row in rows))
     panels = part.subplots(1, len(weights), squeeze=False, sharey=True)[0]
     for axes, weight in zip(panels, weights, strict=True):

@@ -3,10 +3,9 @@ whom onepass is faster by how much, and how much of what memory gives it uses; a
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from .files import replacing
 from .norm_peers import LIMIT
@@ -14,8 +13,14 @@ from .norm_report import OURS, Kind, kinds, peers
 from .norm_rows import Row
 from .plot import _COLOURS, _NOISE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def figure(rows: Sequence[Row]) -> Figure:
+
+def figure(rows: Sequence[Row]) -> "Figure":
+    from matplotlib.figure import Figure
+
     compared = peers(rows)
     if not compared:
         raise ValueError("plot: no row has a ratio, there is nothing to draw")
@@ -29,7 +34,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def _ratios(axes: Axes, kind: Kind, compared: Sequence[str]) -> None:
+def _ratios(axes: "Axes", kind: Kind, compared: Sequence[str]) -> None:
     """How many times as long others take; 1.0 is as fast as onepass."""
     found = {name: {row.shape: row.ratio for row in kind.rows(name)} for name in compared}
     _bars(axes, kind, {name: by_shape for name, by_shape in found.items() if by_shape}, _COLOURS)
@@ -37,7 +42,7 @@ def _ratios(axes: Axes, kind: Kind, compared: Sequence[str]) -> None:
     axes.set_ylabel("onepass is faster by")
 
 
-def _rates(axes: Axes, kind: Kind) -> None:
+def _rates(axes: "Axes", kind: Kind) -> None:
     """Bytes of two passes a second, onepass's and the limit's; above onepass's bars their share of it."""
     ours, limit = kind.rows(OURS), kind.rows(LIMIT)
     found = {OURS: {row.shape: row.gb_per_s for row in ours}}
@@ -49,7 +54,7 @@ def _rates(axes: Axes, kind: Kind) -> None:
 
 
 def _bars(
-    axes: Axes,
+    axes: "Axes",
     kind: Kind,
     found: dict[str, dict[str, float | None]],
     colours: Sequence[str],

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from .files import replacing
 from .peers import NULL
 from .rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours that stay apart for the colour-blind too (Okabe & Ito); grey for what is noise.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -26,10 +27,13 @@ def _names(rows: Sequence[Row]) -> Callable[[Row], str]:
     return lambda row: "\n".join(str(getattr(row, word) or "step") for word in vary)
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Row]) -> "Figure":
     """Bars start at 1.0, which is "as fast as": up where onepass is faster, down where it is slower. The axis
     is logarithmic, so twice as fast and half as fast are equally long. Below, where phases were timed, each
     contestant's parts, one on the other: what they take alone."""
+    from matplotlib.container import BarContainer
+    from matplotlib.figure import Figure
+
     compared = [row for row in rows if row.ratio is not None]
     if not compared:
         raise ValueError("plot: no row has a ratio, there is nothing to draw")
@@ -57,7 +61,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     return made
 
 
-def _stacked(axes: Axes, rows: Sequence[Row], name: Callable[[Row], str]) -> None:
+def _stacked(axes: "Axes", rows: Sequence[Row], name: Callable[[Row], str]) -> None:
     """A bar a job and contestant: milliseconds, part on part."""
     lines = list(dict.fromkeys((name(row), row.contestant) for row in rows))
     parts = list(dict.fromkeys(str(row.part) for row in rows))
@@ -77,8 +81,10 @@ def _stacked(axes: Axes, rows: Sequence[Row], name: Callable[[Row], str]) -> Non
 
 
 def _panel(
-    axes: Axes, rows: Sequence[Row], name: Callable[[Row], str], jobs: Sequence[str], peers: Sequence[str]
+    axes: "Axes", rows: Sequence[Row], name: Callable[[Row], str], jobs: Sequence[str], peers: Sequence[str]
 ) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     width = 0.8 / len(peers)
     for i, peer in enumerate(peers):
         here = [row for row in rows if row.contestant == peer]
@@ -100,12 +106,14 @@ def _panel(
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers for an axis from low to high: powers of ten alone would leave most of ours with one."""
+    from matplotlib.ticker import MaxNLocator
+
     if high / low < 4:
         return [float(y) for y in MaxNLocator(8).tick_values(low, high) if low <= y <= high]
     return [y for e in range(-3, 6) for y in (10.0**e, 2 * 10.0**e, 5 * 10.0**e) if low <= y <= high]
 
 
-def _bars(axes: Axes, rows: Sequence[Row], x: Sequence[float], width: float, colour: str) -> None:
+def _bars(axes: "Axes", rows: Sequence[Row], x: Sequence[float], width: float, colour: str) -> None:
     spreads = np.array([(row.ratio, row.ratio_p25, row.ratio_p75) for row in rows], dtype=float)
     ratios, p25, p75 = spreads.T
     label = "null run (noise)" if rows[0].contestant == NULL else rows[0].contestant
