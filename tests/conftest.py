@@ -43,3 +43,11 @@ def cubins(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cubins")
     subprocess.run([sass.tools()["cuobjdump"], "-xelf", "all", built.origin], cwd=folder, check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of the processes of tests/sync_processes.py found."""
+    import sync_processes
+
+    return sync_processes.found(tmp_path_factory)
