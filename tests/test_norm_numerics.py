@@ -153,28 +153,48 @@ def test_gradient_passes_exactly_where_the_pre_activation_is_positive(
 GROUPED = ((4, 38, 30, 30), (2, 520, 7, 7), (3, 9, 60, 60), (8, 33, 92, 92), (9, 80, 57, 57))
 
 
-@pytest.mark.parametrize("shape", GROUPED, ids=str)
-@pytest.mark.parametrize("residual", (False, True))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_groups_of_channels(shape: tuple[int, ...], residual: bool, dtype: torch.dtype):
-    x, z, dy = (_images(shape, seed=s).to(dtype) for s in (0, 1, 2))
+# Channels innermost: whole lines and what is left of one, several parts whose channels threads share, and a
+# handful of pixels in a row, which are computed as if they were such channels.
+INNERMOST = ((3, 36, 9, 9), (2, 33, 11, 7), (5, 71, 12, 13), (2, 4112, 20, 20), (9, 8, 40, 40))
+LONG_ROWS = ((300, 50, 3, 3), (70, 37, 5, 1))
+
+
+def _assert_exact_for_any_threads(
+    shape: tuple[int, ...], residual: bool, dtype: torch.dtype, layout: str = "nchw"
+) -> None:
+    """Both directions, with the same bits."""
+    x, z, dy = (_images(shape, seed=s).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for s in (0, 1, 2))
     leaves = [t.clone().requires_grad_() for t in ((x, z) if residual else (x,))]
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    want = _exact(*exact)
+    affine = [torch.linspace(low, 2.0, shape[1]).requires_grad_() for low in (0.5, -2.0)]
+    want = _exact(exact[0], exact[1] if residual else None, *affine)
     dy[want.detach().abs() < 1e-4] = 0  # where the sign of a rounding decides
-    gradients = torch.autograd.grad(want.relu(), exact, dy.double())
+    gradients = torch.autograd.grad(want.relu(), [*exact, *affine], dy.double())
     rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (torch.finfo(dtype).eps, 1e-3)
     first = None
     for count in (1, 2, 5, 8):
         with threads(count):
-            y = ours.batch_norm(
-                *leaves[:1], None, None, training=True, act="relu", residual=(*leaves, None)[1]
-            )
-            got = [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+            y = ours.batch_norm(leaves[0], None, None, *affine, True, act="relu", residual=(*leaves, None)[1])
+            got = [y.detach(), *torch.autograd.grad(y, [*leaves, *affine], dy)]
         first = first or got
         assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True))
     for ours_, theirs in zip(first, (want.relu(), *gradients), strict=True):
-        torch.testing.assert_close(ours_.double(), theirs, rtol=rtol, atol=atol)
+        size = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours_.double(), theirs.double(), rtol=rtol, atol=atol * size)
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=str)
+@pytest.mark.parametrize("residual", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_groups_of_channels(shape: tuple[int, ...], residual: bool, dtype: torch.dtype):
+    _assert_exact_for_any_threads(shape, residual, dtype)
+
+
+@pytest.mark.parametrize("shape, layout", [(s, "nhwc") for s in INNERMOST] + [(s, "nchw") for s in LONG_ROWS])
+@pytest.mark.parametrize("residual", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_channels_innermost(shape: tuple[int, ...], layout: str, residual: bool, dtype: torch.dtype):
+    _assert_exact_for_any_threads(shape, residual, dtype, layout)
 
 
 @each_variant
