@@ -1,7 +1,5 @@
 // Masks of a bit an element, the first in the lowest bit of the first byte.
 #pragma once
-#include <algorithm>
-
 #include "vector.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -47,17 +45,9 @@ class BitWriter {
   int count_ = 0;
 };
 
-// n bits, kMost at most, from bit `at` on, and others above them. No byte is read that has none of them; but
-// of eight bits the one before, for the mask has two bytes at least.
+// n bits, kMost at most, from bit `at` on, and others above them. No byte is read that has none of them.
 template <int kMost>
 ONEPASS_INLINE unsigned read_bits(const uint8_t* mask, int64_t at, int64_t n) {
-  if constexpr (kMost == 8)
-    if (n == 8) {
-      const int64_t first = std::max<int64_t>(at - 1, 0) >> 3;
-      uint16_t both;
-      std::memcpy(&both, mask + first, sizeof both);  // the lowest byte comes first, as below
-      return static_cast<unsigned>(both) >> (at - 8 * first);
-    }
   const unsigned within = static_cast<unsigned>(at) % 8, last = (within + static_cast<unsigned>(n) - 1) / 8;
   const uint8_t* from = mask + (at >> 3);
   unsigned bits = from[0];
