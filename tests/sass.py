@@ -42,6 +42,16 @@ class Function:
         """Accesses to memory that stands in for registers."""
         return [opcode for opcode in self.opcodes() if opcode.partition(".")[0] in ("LDL", "STL")]
 
+    def assert_in_registers(self, most: int, kernel: object) -> None:
+        """Nothing of a thread's is in memory, and it takes so many registers at most."""
+        assert not self.spills(), kernel
+        assert (self.stack, self.local) == (0, 0), kernel
+        assert self.registers <= most, (kernel, self.registers)
+
+    def generic(self) -> list[str]:
+        """Accesses that have to find out at run time what memory they are to."""
+        return [opcode for opcode in self.opcodes() if opcode.partition(".")[0] in ("LD", "ST", "ATOM")]
+
 
 def tools() -> dict[str, str]:
     """Where cuobjdump and nvdisasm are; those that are not found are left out."""

@@ -140,9 +140,7 @@ def test_every_kernel_is_there(cubins: Path, arch: str):
 @each_arch
 def test_nothing_is_spilled(cubins: Path, arch: str):
     for kernel, function in _functions(cubins, arch).items():
-        assert not function.spills(), kernel
-        assert (function.stack, function.local) == (0, 0), kernel
-        assert function.registers <= _registers(kernel), kernel
+        function.assert_in_registers(_registers(kernel), kernel)
 
 
 def _vector_accesses(function: sass.Function) -> tuple[int, int]:
@@ -193,7 +191,7 @@ def test_gradients_move_in_128_bit_accesses(cubins: Path, arch: str, name: str):
 @each_arch
 def test_no_access_has_to_find_out_what_memory_it_is_to(cubins: Path, arch: str):
     for kernel, function in _functions(cubins, arch).items():
-        generic = [o for o in function.opcodes() if o.partition(".")[0] in ("LD", "ST", "ATOM")]
+        generic = function.generic()
         assert generic == _waits(kernel, arch), (kernel, generic)
 
 
