@@ -197,6 +197,79 @@ def test_channels_innermost(shape: tuple[int, ...], layout: str, residual: bool,
     _assert_exact_for_any_threads(shape, residual, dtype, layout)
 
 
+# Whose results go past the caches: rows that strands can lay apart in their pages; rows of half a page and of
+# whole pages, which go from the end to the beginning where that is of use.
+PAST = ((5, 96, 50, 50), (4, 512, 25, 25), (4, 1024, 17, 17))
+PLACES = ((0, 0, 0), (96, 0, 0), (1, 5, 7), (928, 928, 928), (512, 608, 416))  # of x, residual, dy; elements
+
+
+def _placed(t: Tensor, at: int) -> Tensor:
+    """A copy that begins so many elements behind the start of a page, as good as always."""
+    room = torch.empty(t.numel() + 4096, dtype=t.dtype)
+    first = -(room.data_ptr() // t.element_size()) % 1024 + at
+    images, channels, *pixels = t.shape
+    place = room[first : first + t.numel()].view(images, *pixels, channels).permute(0, 3, 1, 2)
+    return place.copy_(t)
+
+
+@pytest.mark.parametrize("shape", PAST, ids=str)
+@pytest.mark.parametrize("residual", (False, True))
+def test_channels_innermost_past_the_caches(shape: tuple[int, ...], residual: bool):
+    _assert_exact_for_any_threads(shape, residual, torch.float32, "nhwc")
+
+
+@pytest.mark.parametrize("shape", (*PAST, (4, 2048, 18, 18)), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_bits_do_not_depend_on_where_tensors_lie(shape: tuple[int, ...], dtype: torch.dtype):
+    weight, bias = torch.linspace(0.5, 2.0, shape[1]), torch.linspace(-2.0, 2.0, shape[1])
+    tensors = [_images(shape, seed=s).to(dtype) for s in (0, 1, 2)]
+    first = None
+    for places in PLACES:
+        x, z, dy = (_placed(t, at) for t, at in zip(tensors, places, strict=True))
+        got = []
+        for residual in (None, z):
+            y, stats, mask = OPS.batch_norm_fwd(x, residual, weight, bias, None, None, None, act="relu")
+            kept = (x, None, weight, bias, stats, mask)
+            grads = OPS.batch_norm_bwd(dy, *kept, act="relu")
+            given = OPS.batch_norm_bwd(dy, *kept, act="relu", training=False)
+            got += [y, mask, *grads, *given]
+        first = first or got
+        assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True))
+
+
+@each_layout
+@pytest.mark.parametrize("act", (None, "relu", "silu"))
+@pytest.mark.parametrize("affine", (False, True))
+@pytest.mark.parametrize("training", (False, True))
+def test_large_gradients_of_input_and_residual(layout: str, act: str | None, affine: bool, training: bool):
+    """A first pass may write the residual's. With given statistics and neither weight nor bias nothing is
+    summed, so there is none."""
+    channels = 100  # not in whole lines
+    x, z, dy = (
+        _images((4, channels, 60, 60), seed=s).float().contiguous(memory_format=LAYOUTS[layout])
+        for s in (0, 1, 2)
+    )
+    running = torch.linspace(-0.5, 0.5, channels), torch.linspace(0.5, 2.0, channels)
+    parameters = [torch.linspace(low, 2.0, channels) for low in (0.5, -1.0)] if affine else []
+    torchs = {None: lambda v: v, "relu": functional.relu, "silu": functional.silu}[act]
+
+    def leaves(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        return [t.to(dtype) for t in running], [
+            t.to(dtype, copy=True).requires_grad_() for t in (x, z, *parameters)
+        ]
+
+    given, (a, b, *affines) = leaves(torch.float64)
+    v = functional.batch_norm(a, *given, *affines, training=training) + b
+    dy[v.detach().abs() < 1e-4] = 0  # where the sign of a rounding decides
+    want = torch.autograd.grad(torchs(v), (a, b, *affines), dy.double())
+    given, (a, b, *affines) = leaves(torch.float32)
+    y = ours.batch_norm(a, *given, *affines, training=training, act=act, residual=b)
+    got = torch.autograd.grad(y, (a, b, *affines), dy)
+    for ours_, theirs in zip(got, want, strict=True):
+        size = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours_.double(), theirs, rtol=1e-5, atol=2e-6 * size)
+
+
 @each_variant
 @each_layout
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))

@@ -40,6 +40,9 @@ struct Flow {
   bool residual = false;  // the second pass asks for the residual
   bool results = false;   // and for what it writes
   bool early = false;     // the first pass of a backward writes dresidual, the second one dx alone
+  // Where channels are innermost:
+  bool early_past = false;  // that goes past the caches, too
+  bool down = false;        // the second pass goes from the end to the beginning
 };
 
 struct NormCall {

@@ -18,6 +18,12 @@ class BitWriter {
   ONEPASS_INLINE void end() {
     if (count_) *to_ = static_cast<uint8_t>(waiting_);
   }
+  // down: the next ones go before these; no byte is half full then.
+  template <int64_t n>
+  ONEPASS_INLINE void put(unsigned bits, bool down) {
+    put<n>(bits);
+    if (down) to_ -= 2 * n / 8;
+  }
   template <int64_t n>
   ONEPASS_INLINE void put(unsigned bits) {
     static_assert(n % 8 == 0);

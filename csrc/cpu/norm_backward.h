@@ -113,23 +113,52 @@ void planar_grad_sums(const NormCall& call, const void* table, NormBlock block, 
 }
 
 template <int kRows, class G, class S = G::S>
-ONEPASS_INLINE void add_grad_pixels(const G gated, int64_t apart, int64_t n, bool ahead,
+ONEPASS_INLINE void add_grad_pixels(const G gated, S* dz, int64_t apart, int64_t n, bool past, bool ahead,
                                     const Coefficients<S, Each>& table, Arithmetic<S>* s, Arithmetic<S>* d) {
-  for_each_in_line<S>(n, [&](int64_t i, auto lanes) ONEPASS_FLAT {
-    const Vector<S> mean = table.mean(i, lanes), scale = table.scale(i, lanes), shift = table.shift(i, lanes);
-    Vector<S> sum = lanes.load_wide(s + i), dot = lanes.load_wide(d + i);
-    for (int r = 0; r < kRows; ++r) {
+  constexpr int kPair = 2;  // vectors, which makes a line or, of halves, a vector of memory
+  const int64_t whole = n / kLine<S> * kLine<S>;
+  const auto add = [&](auto lanes, int64_t i, int64_t at, Vector<S> mean, Vector<S>& sum,
+                       Vector<S>& dot) ONEPASS_FLAT {
+    const Vector<S> g =
+        gated(at, lanes, lanes.load(gated.x + at), mean, table.scale(i, lanes), table.shift(i, lanes));
+    add_grad(lanes.fresh(g), lanes.load(gated.x + at, mean), mean, sum, dot);
+    return g;
+  };
+  for (int64_t i = 0; i < whole; i += kPair * kLanes<S>) {
+    Vector<S> mean[kPair], sum[kPair], dot[kPair];
+    each<kPair>([&](auto k) ONEPASS_FLAT {
+      mean[k] = table.mean(i + k * kLanes<S>, Whole<S>{});
+      sum[k] = load_wide<S>(s + i + k * kLanes<S>);
+      dot[k] = load_wide<S>(d + i + k * kLanes<S>);
+    });
+    each<kRows>([&](auto r) ONEPASS_FLAT {
       const int64_t at = r * apart + i;
       if (ahead) {
         ask_ahead<1>(gated.x + at);
         ask_ahead<1>(gated.dy + at);
       }
-      const Vector<S> x = lanes.load(gated.x + at, mean);
-      add_grad(lanes.fresh(gated(at, lanes, x, mean, scale, shift)), x, mean, sum, dot);
+      Vector<S> g[kPair];
+      each<kPair>([&](auto k) ONEPASS_FLAT {
+        const int64_t off = k * kLanes<S>;
+        g[k] = add(InLine<S, k>{}, i + off, at + off, mean[k], sum[k], dot[k]);
+      });
+      if (dz) store_vectors<G::kExact>(dz + at, g, past);
+    });
+    each<kPair>([&](auto k) ONEPASS_FLAT {
+      store_wide<S>(s + i + k * kLanes<S>, sum[k]);
+      store_wide<S>(d + i + k * kLanes<S>, dot[k]);
+    });
+  }
+  const auto rest = [&](int64_t i, auto lanes) ONEPASS_FLAT {
+    Vector<S> sum = lanes.load_wide(s + i), dot = lanes.load_wide(d + i);
+    for (int r = 0; r < kRows; ++r) {
+      const Vector<S> g = add(lanes, i, r * apart + i, table.mean(i, lanes), sum, dot);
+      if (dz) lanes.store(dz + r * apart + i, g, false);
     }
     lanes.store_wide(s + i, sum);
     lanes.store_wide(d + i, dot);
-  });
+  };
+  for_each_vector<S>(whole, n, rest, table.earliest(whole));
 }
 
 template <class G, class S = G::S>
@@ -137,15 +166,17 @@ void interleaved_grad_sums(const NormCall& call, const void* table, NormBlock bl
                            Arithmetic<S>* d, double* sum, double* dot) {
   const int64_t channels = call.shape.channels;
   const Coefficients<S, Each> coefficients(table, channels, 0);
-  const bool ahead = call.flow.first;
+  S* const dz = elements<S>(call.flow.early ? call.dresidual : nullptr, 0);
+  const bool ahead = call.flow.first, past = call.flow.early_past && in_lines<S>(call, dz);
   for (int64_t c = 0; c < channels; ++c) s[c] = d[c] = 0;
   for (int64_t first = block.first; first < block.last; first += kGradChunkPixels) {
     const int64_t last = std::min(block.last, first + kGradChunkPixels);
-    for_each_strand<kGradStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
+    const auto add = [&](auto rows, int64_t p, int64_t count, int64_t apart) {
       for (const int64_t end = p + count; p < end; ++p)
-        add_grad_pixels<decltype(rows)::value>(G(call, p * channels), apart * channels, channels, ahead,
-                                               coefficients, s, d);
-    });
+        add_grad_pixels<decltype(rows)::value>(G(call, p * channels), dz ? dz + p * channels : nullptr,
+                                               apart * channels, channels, past, ahead, coefficients, s, d);
+    };
+    for_each_strand<kGradStrands>(first, last, 1, channels * sizeof(S), add);
     for (int64_t c = 0; c < channels; ++c) {
       sum[c] += s[c];
       dot[c] += d[c];
@@ -169,10 +200,11 @@ void grad_sums_pass(const NormCall& call, const void* table, NormBlock block, do
 // given: so were the statistics.
 template <int kRows, class G, class Table, class S = G::S>
 ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, int64_t n, const Table& table,
-                                    bool given, bool past, const Flow& flow) {
+                                    bool given, const Flow& flow) {
   constexpr int kVectors = kLineVectors<S>;
-  int64_t i = 0;
-  for (; i + kLine<S> <= n; i += kLine<S>)
+  const int64_t whole = n / kLine<S> * kLine<S>, step = flow.down ? -kLine<S> : kLine<S>;
+  int64_t i = in_direction(flow, 0, whole - kLine<S>);
+  for (int64_t lines = n / kLine<S>; lines; --lines, i += step) {
     for (int r = 0; r < kRows; ++r) {
       if (kRows == 1 && flow.next) {
         ask_next<kLine<S>>(gated.x + i, flow.next);
@@ -196,9 +228,10 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
         made[k] = given ? g[k] * scale
                         : input_grad(g[k], x, mean, scale, table.slope(c, lanes), table.constant(c, lanes));
       });
-      store_vectors(dx + r * apart + i, made, past);
-      if (dz) store_vectors<G::kExact>(dz + r * apart + i, g, past);
+      store_vectors(dx + r * apart + i, made, flow.past);
+      if (dz) store_vectors<G::kExact>(dz + r * apart + i, g, flow.past);
     }
+  }
   for (int r = 0; r < kRows; ++r) {
     const auto one = [&](int64_t c, auto lanes) ONEPASS_FLAT {
       const int64_t at = r * apart + c;
@@ -208,10 +241,10 @@ ONEPASS_INLINE void input_grad_runs(const G gated, S* dx, S* dz, int64_t apart, 
       lanes.store(
           dx + at,
           given ? g * scale : input_grad(g, x, mean, scale, table.slope(c, lanes), table.constant(c, lanes)),
-          past);
-      if (dz) lanes.store(dz + at, g, past);
+          flow.past);
+      if (dz) lanes.store(dz + at, g, flow.past);
     };
-    for_each_vector<S>(i, n, one, table.earliest(i));
+    for_each_vector<S>(whole, n, one, table.earliest(whole));
   }
 }
 
@@ -219,11 +252,12 @@ template <class G, class S = G::S>
 void planar_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
   void* dresidual = call.flow.early ? nullptr : call.dresidual;
   Stage<S> dx(call, call.dx, dresidual), dz(call, dresidual, call.dx);
+  Flow flow = call.flow;
+  flow.past = dx.direct();
   dx.for_each_piece(from, to, [&](int64_t at, int64_t n) {
     for (Run run(call.shape, at, n); run.count; run.next())
       input_grad_runs<1>(G(call, at + run.first), dx.at(at, run.first), dz.at(at, run.first), 0, run.count,
-                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given,
-                         dx.direct(), call.flow);
+                         Coefficients<S, Same>(table, call.shape.channels, run.channel), call.given, flow);
     dx.flush(at, n);
     dz.flush(at, n);
   });
@@ -233,14 +267,17 @@ template <class G, class S = G::S>
 void interleaved_grad_apply(const NormCall& call, const void* table, int64_t from, int64_t to) {
   const int64_t channels = call.shape.channels;
   const Coefficients<S, Each> coefficients(table, channels, 0);
-  const bool past = goes_past<S>(call, call.dx) && goes_past<S>(call, call.dresidual);
-  for_each_strand<kGradStrands>(
-      from / channels, to / channels, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
-        for (const int64_t end = p + count; p < end; ++p)
-          input_grad_runs<decltype(rows)::value>(G(call, p * channels), elements<S>(call.dx, p * channels),
-                                                 elements<S>(call.dresidual, p * channels), apart * channels,
-                                                 channels, coefficients, call.given, past, call.flow);
-      });
+  S* dresidual = elements<S>(call.flow.early ? nullptr : call.dresidual, 0);
+  const Flow flow = flow_to<S>(call, call.dx, dresidual);
+  const auto write = [&](auto rows, int64_t first, int64_t count, int64_t apart) {
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = (first + in_direction(flow, k, count - 1)) * channels;
+      input_grad_runs<decltype(rows)::value>(G(call, at), elements<S>(call.dx, at),
+                                             dresidual ? dresidual + at : nullptr, apart * channels, channels,
+                                             coefficients, call.given, flow);
+    }
+  };
+  for_each_strand<kGradStrands>(from / channels, to / channels, 1, channels * sizeof(S), write);
 }
 
 template <class G>

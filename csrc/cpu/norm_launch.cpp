@@ -17,13 +17,17 @@ static int of(DType dtype) { return static_cast<int>(dtype); }
 static const NormKernels& kernels() { return *current_isa().norm; }
 
 // --- memory of a call -------------------------------------------------------------------------------------
-// Grows to the largest call that this thread has made; the threads that help it are given parts of it.
+// Grows to the largest call that this thread has made; the threads that help it are given parts of it. It
+// lies where the results of the call are not in its way.
 enum class For { kBlocks, kTable };
 template <For purpose, class T>
-static T* room(int64_t n) {
+static T* room(const NormCall& call, int64_t n) {
   static thread_local std::vector<T> memory;
-  if (static_cast<int64_t>(memory.size()) < n) memory.resize(n);
-  return memory.data();
+  constexpr int64_t kOfPage = kPage / sizeof(T);
+  if (static_cast<int64_t>(memory.size()) < n + 2 * kOfPage) memory.resize(n + 2 * kOfPage);
+  const auto begin = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<T*>((begin + kPage - 1) / kPage * kPage +
+                              place_apart({call.y, call.dx, call.dresidual}));
 }
 
 // Of each part of a plan: what its kernels scribble on, and two results a channel: mean and m2, or sum and
@@ -32,8 +36,9 @@ struct PartRoom {
   double* data;
   int64_t channels;
 
-  PartRoom(const NormPlan& plan, int64_t channels)
-      : data(room<For::kBlocks, double>(plan.parts * 5 * channels)), channels(channels) {}
+  PartRoom(const NormCall& call, const NormPlan& plan)
+      : data(room<For::kBlocks, double>(call, plan.parts * 5 * call.shape.channels)),
+        channels(call.shape.channels) {}
   double* scratch(int64_t part, int64_t c) const { return data + part * 5 * channels + 3 * c; }
   double* first(int64_t part, int64_t c) const { return data + (part * 5 + 3) * channels + c; }
   double* second(int64_t part, int64_t c) const { return first(part, c) + channels; }
@@ -167,7 +172,7 @@ static void two_passes(const NormCall& call, const NormPlan& plan, const void* t
 // --- whole calls ------------------------------------------------------------------------------------------
 template <class T>
 static Channels<T> channels_of(const NormCall& call) {
-  return {call, order_of(call), room<For::kTable, T>(5 * call.shape.channels)};
+  return {call, order_of(call), room<For::kTable, T>(call, 5 * call.shape.channels)};
 }
 static NormKernels::Apply apply_kernel(const NormCall& call) {
   return kernels().apply[of(call.act)][of(call.dtype)];
@@ -180,7 +185,7 @@ template <class T>
 static void forward(NormCall call, const RunningStats& running, double eps) {
   const NormPlan plan = NormPlan::make(call, 1);
   call.flow = plan.flow(call, 1);
-  const PartRoom room(plan, call.shape.channels);
+  const PartRoom room(call, plan);
   const auto channels = channels_of<T>(call);
   const double factor = running.factor();
   if (call.shape.numel() == 0)
@@ -206,10 +211,10 @@ static void given(const NormCall& call, const ChannelVector& mean, const Channel
 template <class T>
 static void backward(NormCall call, const ChannelVector& dweight, const ChannelVector& dbias) {
   const NormPlan plan = NormPlan::make(call, 2);
-  call.flow = plan.flow(call, 2);
-  const PartRoom room(plan, call.shape.channels);
-  const auto channels = channels_of<T>(call);
   const bool empty = call.shape.numel() == 0, sums = !call.given || dweight.data || dbias.data;
+  if (sums) call.flow = plan.flow(call, 2);
+  const PartRoom room(call, plan);
+  const auto channels = channels_of<T>(call);
   const auto settle = [&](int64_t from, int64_t to) {
     if (!empty) add_parts(plan, room, from * call.shape.share, to * call.shape.share);
     for (int64_t c = from; c < to; ++c) {
@@ -232,7 +237,7 @@ static void backward(NormCall call, const ChannelVector& dweight, const ChannelV
 template <class T>
 static void moments(const NormCall& call, T* out) {
   const NormPlan plan = NormPlan::make(call, 1);
-  const PartRoom room(plan, call.shape.channels);
+  const PartRoom room(call, plan);
   const int64_t channels = call.shape.norms();
   const Order order = order_of(call);
   std::fill_n(out, 3 * channels, T(0));
@@ -274,7 +279,7 @@ template <class T>
 static void grad_sums(const NormCall& call, T* out, const ChannelVector& dweight,
                       const ChannelVector& dbias) {
   const NormPlan plan = NormPlan::make(call, 2);
-  const PartRoom room(plan, call.shape.channels);
+  const PartRoom room(call, plan);
   const auto channels = channels_of<T>(call);
   const int64_t count = call.shape.norms();
   each_channel(call.shape, 1, [&](int64_t c) { channels.normalise(c); });

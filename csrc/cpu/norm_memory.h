@@ -5,6 +5,7 @@
 
 #include "bits.h"
 #include "norm_kernels.h"
+#include "norm_walk.h"
 #include "vector_exp.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -73,12 +74,21 @@ inline S* elements(void* data, int64_t at) {
   return data ? static_cast<S*>(data) + at : nullptr;
 }
 
-// Where channels are innermost, may whole lines of this result go past the caches?
+// Where channels are innermost, results in whole lines may go past the caches.
 template <class S>
-inline bool goes_past(const NormCall& call, const void* result) {
-  return call.flow.past && call.shape.channels % kLine<S> == 0 &&
-         reinterpret_cast<uintptr_t>(result) % 64 == 0;
+inline bool in_lines(const NormCall& call, const void* result) {
+  return call.shape.channels % kLine<S> == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
 }
+template <class S>
+inline Flow flow_to(const NormCall& call, const void* result, const void* also = nullptr) {
+  Flow flow = call.flow;
+  flow.past &= in_lines<S>(call, result) && in_lines<S>(call, also);
+  flow.down &= flow.past;
+  return flow;
+}
+
+// Place k of those from 0 on, a multiple of the step from one to the next, of which `last` is the last.
+inline int64_t in_direction(const Flow& flow, int64_t k, int64_t last) { return flow.down ? last - k : k; }
 
 // Where channels lie apart, runs begin anywhere: results gather here until there are lines to go past the
 // caches. Runs of whole vectors need no such detour.
@@ -154,11 +164,12 @@ struct Run {
 // and coefficients are loaded once for all of them.
 //
 // Calls body(kRows, first, count, apart) for the pixels [from, to), kRows of them at once: first, first +
-// apart
-// ..., then those one further, `count` times. `multiple`: of the strands' lengths.
+// apart ..., then those one further, `count` times. A strand's length is a multiple of `multiple`, and such
+// that what they store does not meet (norm_walk.h); bytes: of a row.
 template <int kStrands, class Body>
-inline void for_each_strand(int64_t from, int64_t to, int64_t multiple, const Body& body) {
-  const int64_t strand = (to - from) / kStrands / multiple * multiple, rest = from + kStrands * strand;
+inline void for_each_strand(int64_t from, int64_t to, int64_t multiple, int64_t bytes, const Body& body) {
+  const int64_t strand = rows_of_strand((to - from) / kStrands, bytes, kStrands, multiple);
+  const int64_t rest = from + kStrands * strand;
   if (strand) body(std::integral_constant<int, kStrands>{}, from, strand, strand);
   if (rest < to) body(std::integral_constant<int, 1>{}, rest, to - rest, int64_t{0});
 }

@@ -135,7 +135,7 @@ struct PlanarMoments {
 template <class S>
 void planar_moments(const NormCall& call, NormBlock block, ChunkSums<Arithmetic<S>, double> sums) {
   PlanarMoments<S> moments{call, block, sums};
-  for_each_strand<kImageStrands>(block.first, block.last, 1,
+  for_each_strand<kImageStrands>(block.first, block.last, 1, 0,
                                  [&](auto rows, int64_t image, int64_t count, int64_t apart) {
                                    for (const int64_t end = image + count; image < end; ++image)
                                      moments.template add<decltype(rows)::value>(image, apart);
@@ -170,10 +170,11 @@ void interleaved_moments(const NormCall& call, NormBlock block, ChunkSums<T, T> 
   }
   for (int64_t first = block.first; first < block.last; first += kChunkPixels) {
     const int64_t last = std::min(block.last, first + kChunkPixels);
-    for_each_strand<kMomentStrands>(first, last, 1, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
-      for (const int64_t end = p + count; p < end; ++p)
-        add_rows<decltype(rows)::value>(elements<S>(call.x, p * channels), apart * channels, ahead, sums);
-    });
+    for_each_strand<kMomentStrands>(
+        first, last, 1, 0, [&](auto rows, int64_t p, int64_t count, int64_t apart) {
+          for (const int64_t end = p + count; p < end; ++p)
+            add_rows<decltype(rows)::value>(elements<S>(call.x, p * channels), apart * channels, ahead, sums);
+        });
     sums.merge(0, channels, first - block.first, last - first);
   }
 }

@@ -15,6 +15,7 @@
 #include <numeric>
 
 #include "norm_kernels.h"
+#include "norm_walk.h"
 
 namespace onepass {
 
@@ -65,10 +66,27 @@ struct NormPlan {
     const int64_t bytes = group * s.pixels * size_of(call.dtype);
     if (slow && at_once && 2 * s.images * bytes * tensors <= near_cache()) flow.next = bytes;
     flow.early = slow && at_once && flow.past;
+    if (flow.past && s.channels_last && loads_wait()) walk(call, flow);
     return flow;
   }
   // Of a second pass alone.
-  static Flow everywhere(const NormCall& call) { return NormPlan{false, 1, 1, 1}.flow(call, 1); }
+  static Flow everywhere(const NormCall& call) {
+    Flow flow = NormPlan{false, 1, 1, 1}.flow(call, 1);
+    flow.past &= !(flow.early && call.dx);  // two results side by side are in each other's way
+    flow.early = false;
+    return flow;
+  }
+
+  // Channels innermost: each pass has one result, and none in its way (norm_walk.h).
+  static void walk(const NormCall& call, Flow& flow) {
+    const int64_t row = call.shape.channels * size_of(call.dtype);
+    const Leads first = Leads::of({call.x, call.dy, call.residual}, {call.dresidual});
+    const Leads second = Leads::of({call.x, call.dy, call.residual}, {call.y, call.dx});
+    flow.early = call.dresidual;
+    flow.early_past = row % kPage != 0 || !first.ahead;
+    flow.past = !(second.ahead && second.behind);
+    flow.down = flow.past && second.ahead;
+  }
 
   // tensors: how many are read twice.
   static NormPlan make(const NormCall& call, int64_t tensors) {

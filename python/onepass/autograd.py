@@ -20,12 +20,13 @@ class _Forward(Function):
     @staticmethod
     def forward(ctx: Any, op: Any, options: dict[str, Any], training: bool, *tensors: Tensor | None):
         with torch._C._AutoDispatchBelowAutograd():
-            output, stats, mask = op(*tensors, **{**options, "saving": True})
+            output, stats, mask = op(*tensors, **(options | {"saving": True}))
         ctx.mark_non_differentiable(stats, mask)
         ctx.set_materialize_grads(False)
         input, residual, weight, bias = tensors[:4]
         ctx.training, ctx.residual = training, residual is not None
-        ctx.eps, ctx.act, ctx.negative_slope = options["eps"], options["act"], options["negative_slope"]
+        ctx.eps, ctx.act = options.get("eps", 1e-5), options.get("act")
+        ctx.negative_slope = options.get("negative_slope", 0.01)
         ctx.save_for_backward(input, residual if ctx.act == "silu" else None, weight, bias, stats, mask)
         return output, stats, mask
 
@@ -37,7 +38,7 @@ class _Forward(Function):
         if torch.is_grad_enabled():  # somebody will differentiate this
             grads = _Backward.apply(options, ctx.eps, grad_output, *ctx.saved_tensors)
         else:
-            grads = _OPS.batch_norm_bwd(grad_output, *ctx.saved_tensors, **options)
+            grads = _run_backward(grad_output, *ctx.saved_tensors, **options)
         dx, dresidual, dweight, dbias = grads
         if ctx.residual and (ctx.act is None or grad_output.numel() == 0):  # then nothing was computed
             dresidual = grad_output
@@ -48,7 +49,7 @@ class _Forward(Function):
 
 def _run_backward(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
-        return _OPS.batch_norm_bwd(*tensors, **options)
+        return _OPS.batch_norm_bwd.default(*tensors, **options)
 
 
 class _Backward(Function):
@@ -144,11 +145,17 @@ def _has_tangent(t: Tensor | None) -> bool:
     return t is not None and forward_ad.unpack_dual(t).tangent is not None
 
 
-def _record(op: Any, training: bool, tensors: tuple[Tensor | None, ...], options: dict[str, Any]):
-    options = {"eps": 1e-5, "act": None, "negative_slope": 0.01} | options
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:4])
+def _is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
+    if torch.is_grad_enabled():
+        for t in tensors[:4]:  # input, residual, weight, bias; a generator would cost a microsecond
+            if t is not None and t.requires_grad:
+                return True
     # Forward mode goes the same way, and torch says there that it is not implemented.
-    if recorded or (forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))):
+    return forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))
+
+
+def _record(op: Any, training: bool, tensors: tuple[Tensor | None, ...], options: dict[str, Any]):
+    if _is_recorded(tensors):
         return _Forward.apply(op, options, training, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*tensors, **options)

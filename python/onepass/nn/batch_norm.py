@@ -40,18 +40,17 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual); shapes, dtypes, errors: functional.batch_norm."""
         self._check_input_dim(input)
-        tracks = self.training and self.track_running_stats
-        counter = self.num_batches_tracked if tracks else None
-        uses_running = not self.training or self.track_running_stats
+        training, tracks = self.training, self.track_running_stats
+        counter = self.num_batches_tracked if training and tracks else None
         # Without a counter torch has no average of all batches either: running statistics stay as they are.
         momentum = 0.0 if self.momentum is None and counter is None else self.momentum
         return functional.batch_norm(
             input,
-            self.running_mean if uses_running else None,
-            self.running_var if uses_running else None,
+            self.running_mean if tracks or not training else None,
+            self.running_var if tracks or not training else None,
             self.weight,
             self.bias,
-            self.training,
+            training,
             momentum,
             self.eps,
             act=self.act,

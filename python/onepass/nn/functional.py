@@ -59,7 +59,7 @@ def batch_norm(
     if training or (running_mean is None and running_var is None):
         _check_training(input, eps)
         tracked = (running_mean, running_var, num_batches_tracked) if training else (None, None, None)
-        return _OPS.batch_norm_fwd(
+        return _OPS.batch_norm_fwd.default(
             input,
             residual,
             weight,
@@ -75,7 +75,7 @@ def batch_norm(
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm needs both running_mean and running_var, or none of them, in evaluation")
-    return _OPS.batch_norm_eval(
+    return _OPS.batch_norm_eval.default(
         input,
         residual,
         weight,
@@ -91,7 +91,8 @@ def batch_norm(
 
 def _check_training(input: Tensor, eps: float) -> None:
     """torch's own errors."""
-    if input.dim() >= 2 and input.shape[:1].numel() * input.shape[2:].numel() == 1:
+    few = input.dim() >= 2 and input.numel() <= input.size(1)  # a quick look first
+    if few and input.shape[:1].numel() * input.shape[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.size()}"
         )
