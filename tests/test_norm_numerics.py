@@ -204,9 +204,9 @@ PLACES = ((0, 0, 0), (96, 0, 0), (1, 5, 7), (928, 928, 928), (512, 608, 416))  #
 
 
 def _placed(t: Tensor, at: int) -> Tensor:
-    """A copy that begins so many elements behind the start of a page, as good as always."""
+    """A copy that begins so many elements behind the start of a page."""
     room = torch.empty(t.numel() + 4096, dtype=t.dtype)
-    first = -(room.data_ptr() // t.element_size()) % 1024 + at
+    first = -(room.data_ptr() // t.element_size()) % (4096 // t.element_size()) + at
     images, channels, *pixels = t.shape
     place = room[first : first + t.numel()].view(images, *pixels, channels).permute(0, 3, 1, 2)
     return place.copy_(t)
